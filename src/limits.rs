@@ -1,0 +1,107 @@
+//! Every bound of the daemon, in one place. A queue, buffer or table that is not bounded here does not exist.
+//!
+//! Values that an operator may change are defaults here and fields of `config`; the others are fixed by a
+//! protocol or by the kernel, and the comment says which. Relations between them are const assertions.
+
+/// Longest path of an `AF_UNIX` socket: `sun_path` is 108 bytes with its terminating zero (unix(7)).
+pub const UNIX_PATH_MAX: usize = 107;
+
+/// Longest container or VM identifier a client may register, in bytes.
+pub const VM_ID_MAX: usize = 256;
+
+/// Longest protocol 1 message (JSON, without its 8-byte header) a client may send.
+///
+/// Ten times what any agent takes, so that the agent's own limit answers first with an error that names it.
+pub const CC1_MESSAGE_MAX: usize = 128 * 1024 - 1;
+
+/// Longest message on a control channel that agents of every age accept, header included.
+/// Source: hyperstart 0.7's fixed read buffer (specification of `--control-message-max`).
+pub const CONTROL_MESSAGE_MAX: usize = 10_240;
+
+/// Longest message an agent may send us on a control channel, header included (`readfile` answers are the long ones).
+pub const CONTROL_REPLY_MAX: usize = 16 * 1024 * 1024;
+
+/// Commands that may wait for one VM's control channel. Each client connection waits for at most one.
+pub const CONTROL_QUEUE_MAX: usize = 1_024;
+
+/// Longest stream frame accepted from an agent or a client, header included. A longer one breaks that channel.
+pub const STREAM_FRAME_MAX: u32 = 16 * 1024 * 1024;
+
+/// Longest stream frame sent to an agent unless `--agent-frame-max` says more, header included.
+/// Source: hyperstart's C agents; a longer one is fatal to the VM.
+pub const AGENT_FRAME_DEFAULT: u32 = 4_096;
+
+/// The most `--agent-frame-max` may be raised to.
+pub const AGENT_FRAME_CEILING: u32 = 10_240;
+
+/// Longest stream frame sent to a protocol 1 client, header included. cc-shim 2 refuses longer ones.
+pub const CC1_FRAME_MAX: u32 = 10_240;
+
+/// Most bytes in one send: one kernel buffer on an `AF_UNIX` stream, queued whole or not at all.
+pub const SEND_MAX: usize = 32 * 1024;
+
+/// Most pieces in one gathered send (`UIO_MAXIOV`).
+pub const SEND_PIECES_MAX: usize = 1_024;
+
+/// Bytes of one chunk of owned memory. A send never needs more than one.
+pub const CHUNK_LEN: usize = SEND_MAX;
+
+/// Pieces up to this many bytes are copied into a run instead of becoming a gather entry of their own.
+/// Source: measured; at 64 bytes a copy costs half of an iovec.
+pub const COPY_MAX: usize = 512;
+
+/// Bytes one session may owe its client before its VM's stream channel stops being read (`--session-buffer`).
+pub const SESSION_BUFFER: usize = 8 * 1024 * 1024;
+
+/// Bytes one session may owe its agent before its client stops being read.
+pub const TO_AGENT_BUFFER: usize = 128 * 1024;
+
+/// Bytes of owned memory all sessions of the daemon may hold together (`--total-buffer`).
+pub const TOTAL_BUFFER: usize = 1024 * 1024 * 1024;
+
+/// Free chunks a shard keeps for reuse; what is freed beyond goes back to the allocator.
+pub const SPARE_CHUNKS: usize = 32;
+
+/// Receive buffers of the to-client direction, per shard: count and bytes of each (together 512 KiB, inside L2).
+pub const TO_CLIENT_BUFFERS: (u16, u32) = (8, 64 * 1024);
+
+/// Receive buffers of the to-agent direction where the kernel consumes them incrementally (6.12 and later).
+pub const TO_AGENT_BUFFERS_INCREMENTAL: (u16, u32) = (4, 256 * 1024);
+
+/// Receive buffers of the to-agent direction on older kernels: one receive takes one whole buffer.
+pub const TO_AGENT_BUFFERS: (u16, u32) = (64, 16 * 1024);
+
+/// Direct descriptors one shard can hold: links and sessions together (lowered to `RLIMIT_NOFILE` at start).
+pub const SOCKETS_PER_SHARD: u32 = 32 * 1024;
+
+/// Orders that may wait for one shard. The coordinator waits when it is full.
+pub const MAILBOX_LEN: usize = 1_024;
+
+/// Shards a daemon may run.
+pub const SHARDS_MAX: usize = 256;
+
+/// Client connections served at once (`--max-clients`); more wait in the listener's backlog.
+pub const CLIENTS_MAX: usize = 4_096;
+
+/// Registered VMs at once.
+pub const VMS_MAX: usize = 16_384;
+
+/// Largest stream sequence handed out, exclusive: Go clients parse it as a float, exact below 2^53.
+pub const SEQ_END: u64 = 1 << 53;
+
+/// Seconds hello, hyper and bye may take before they are answered with an error (`--deadline`).
+pub const COMMAND_DEADLINE_SECS: u64 = 30;
+
+/// Milliseconds without READY after which a VM is asked with PING whether it was booted before.
+pub const READY_PATIENCE_MS: u64 = 1_000;
+
+/// Seconds a stopping daemon spends on flushing what clients are owed (`--stop-timeout`).
+pub const STOP_TIMEOUT_SECS: u64 = 5;
+
+const _: () = assert!(AGENT_FRAME_DEFAULT <= AGENT_FRAME_CEILING);
+const _: () = assert!(CC1_FRAME_MAX as usize <= SEND_MAX && AGENT_FRAME_CEILING as usize <= SEND_MAX);
+const _: () = assert!(COPY_MAX < CHUNK_LEN);
+const _: () = assert!(CONTROL_MESSAGE_MAX < CC1_MESSAGE_MAX);
+const _: () =
+    assert!(CC1_MESSAGE_MAX < 0x2_0000, "protocol 2 begins 00 02: a protocol 1 length must stay below 128 KiB");
+const _: () = assert!(SESSION_BUFFER <= TOTAL_BUFFER);

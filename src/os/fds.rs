@@ -1,0 +1,96 @@
+//! Descriptors across `AF_UNIX` sockets: pairs, passing (unix(7), SCM_RIGHTS), and who is at the other end.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::cmsg_space;
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, setsockopt,
+    socketpair, sockopt,
+};
+
+/// Bytes a session's socket may hold for its client: a 32 KiB send must be taken whole or not at all, which takes
+/// more than twice that (the kernel counts its own overhead).
+pub const SEND_BUFFER: usize = 208 * 1024;
+
+/// Who is at the other end of a Unix socket, as of its connect (SO_PEERCRED).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerCredentials {
+    /// Process ID; 0 when it is not visible from here.
+    pub pid: i32,
+    /// Effective user ID.
+    pub uid: u32,
+    /// Effective group ID.
+    pub gid: u32,
+}
+
+/// Reads the credentials of the process that connected.
+///
+/// # Errors
+/// The kernel's, for a descriptor that is no Unix socket.
+pub fn peer_credentials(socket: BorrowedFd<'_>) -> io::Result<PeerCredentials> {
+    let cred = nix::sys::socket::getsockopt(&socket, sockopt::PeerCredentials)?;
+    Ok(PeerCredentials { pid: cred.pid(), uid: cred.uid(), gid: cred.gid() })
+}
+
+/// Makes a connected pair of blocking stream sockets: ours, whose sends the kernel takes whole up to 32 KiB, and
+/// the client's.
+///
+/// # Errors
+/// The kernel's; out of descriptors is the likely one.
+pub fn session_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)?;
+    grow_send_buffer(ours.as_fd())?;
+    Ok((ours, theirs))
+}
+
+/// Raises a socket's send buffer to [`SEND_BUFFER`] where it is smaller.
+///
+/// # Errors
+/// The kernel's, for a descriptor that is no socket.
+pub fn grow_send_buffer(socket: BorrowedFd<'_>) -> io::Result<()> {
+    if nix::sys::socket::getsockopt(&socket, sockopt::SndBuf)? < SEND_BUFFER {
+        setsockopt(&socket, sockopt::SndBuf, &SEND_BUFFER)?;
+    }
+    Ok(())
+}
+
+/// Sends `byte` with `fd` attached, in one sendmsg that does not wait.
+///
+/// # Errors
+/// `WouldBlock` when the peer's queue is full: nothing was sent. Others as the kernel has them.
+pub fn send_with_fd(socket: BorrowedFd<'_>, byte: u8, fd: BorrowedFd<'_>) -> io::Result<()> {
+    let byte = [byte];
+    let fds = [fd.as_raw_fd()];
+    let rights = [ControlMessage::ScmRights(&fds)];
+    let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+    sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(&byte)], &rights, flags, None)?;
+    Ok(())
+}
+
+/// Receives one byte and the one descriptor that travels with it.
+///
+/// # Errors
+/// `UnexpectedEof` when the peer closed, `InvalidData` when the byte came without exactly one descriptor.
+pub fn recv_with_fd(socket: BorrowedFd<'_>) -> io::Result<(u8, OwnedFd)> {
+    let mut byte = [0_u8];
+    let mut space = cmsg_space!([RawFd; 4]);
+    let mut pieces = [IoSliceMut::new(&mut byte)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut pieces, Some(&mut space), flags)?;
+    let mut fds = Vec::new();
+    for control in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(raw) = control {
+            // SAFETY: the kernel made these descriptors for this call, and nothing else knows their numbers yet.
+            fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+        }
+    }
+    let received = message.bytes;
+    if received == 0 && fds.is_empty() {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    match (fds.pop(), fds.is_empty()) {
+        (Some(fd), true) => Ok((byte[0], fd)),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "expected one byte with exactly one descriptor")),
+    }
+}

@@ -1,0 +1,160 @@
+//! Protocol 1, cc-proxy 2.0's messages: an 8-byte header (data length, reserved), then JSON. Seed 003.
+//!
+//! Requests carry an `id` and `data` that stays raw until the handler knows its type; every request gets one
+//! response. The asymmetry to know: allocateIO's response is followed by a byte [`FD_BYTE`] that carries a descriptor.
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::DecodeError;
+
+/// Bytes of a message's header.
+pub const HEADER_LEN: usize = 8;
+
+/// The byte a descriptor travels with, in a sendmsg of its own.
+pub const FD_BYTE: u8 = b'F';
+
+/// A request as it came.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Request {
+    /// Name of the payload; empty when the client sent none.
+    #[serde(default)]
+    pub id: String,
+    /// The payload, not yet parsed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<Box<RawValue>>,
+}
+
+/// Payload of `hello`: where a VM's agent is reached.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Hello {
+    /// The VM's name from now on.
+    pub container_id: String,
+    /// Path of the control channel's socket.
+    pub ctl_serial: String,
+    /// Path of the stream channel's socket.
+    pub io_serial: String,
+}
+
+/// Payload of `attach` and `bye`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ContainerRef {
+    /// The VM's name.
+    pub container_id: String,
+}
+
+/// Payload of `allocateIO`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AllocateIo {
+    /// Sequences wanted: 1, or 2 with stderr of its own.
+    pub n_streams: i64,
+}
+
+/// Payload of `hyper`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Hyper {
+    /// Which hyperstart command.
+    pub hyper_name: String,
+    /// Its payload, passed through byte for byte.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data: Option<Box<RawValue>>,
+}
+
+/// Response data of `allocateIO`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AllocateIoResult {
+    /// First of the sequences allocated.
+    pub io_base: u64,
+}
+
+/// A response. Member order is the wire's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Response {
+    /// Whether the request succeeded.
+    pub success: bool,
+    /// Why not.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub error: String,
+    /// What it returned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<serde_json::Value>,
+}
+
+impl Response {
+    /// Success without data.
+    pub fn ok() -> Response {
+        Response { success: true, error: String::new(), data: None }
+    }
+
+    /// Success of an `allocateIO`.
+    pub fn io_base(base: u64) -> Response {
+        Response { success: true, error: String::new(), data: Some(serde_json::json!({ "ioBase": base })) }
+    }
+
+    /// Failure; `error` is what the client shows its user.
+    pub fn fail(error: impl Into<String>) -> Response {
+        Response { success: false, error: error.into(), data: None }
+    }
+}
+
+/// A message's bytes: header and JSON.
+///
+/// # Panics
+/// Never: requests and responses serialize, and are far below 4 GiB by the bounds their parts have.
+pub fn encode<T: Serialize>(message: &T) -> Vec<u8> {
+    let mut out = vec![0; HEADER_LEN];
+    serde_json::to_writer(&mut out, message).expect("plain data serializes");
+    let len = u32::try_from(out.len() - HEADER_LEN).expect("messages are bounded");
+    out[..4].copy_from_slice(&len.to_be_bytes());
+    out
+}
+
+/// Puts messages together from pieces of any size.
+#[derive(Debug)]
+pub struct Decoder {
+    pending: Vec<u8>,
+    max: usize,
+}
+
+impl Decoder {
+    /// Accepts messages of up to `max` bytes of JSON.
+    pub fn new(max: usize) -> Decoder {
+        Decoder { pending: Vec::new(), max }
+    }
+
+    /// Adds received bytes.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.pending.extend_from_slice(bytes);
+    }
+
+    /// Bytes received and not yet taken as a message.
+    pub fn pending(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Takes the next whole message, `None` while more bytes are needed.
+    ///
+    /// # Errors
+    /// A length over the bound, or JSON that is not a `T`. The connection cannot go on.
+    pub fn next_message<T: for<'de> Deserialize<'de>>(&mut self) -> Result<Option<T>, DecodeError> {
+        let Some((head, _)) = self.pending.split_first_chunk::<HEADER_LEN>() else { return Ok(None) };
+        let len = u32::from_be_bytes([head[0], head[1], head[2], head[3]]);
+        let too_long = DecodeError::TooLong { len: u64::from(len), max: self.max as u64 };
+        let len = usize::try_from(len).ok().filter(|&len| len <= self.max).ok_or(too_long)?;
+        let end = HEADER_LEN + len;
+        if self.pending.len() < end {
+            return Ok(None);
+        }
+        let parsed = serde_json::from_slice(&self.pending[HEADER_LEN..end]);
+        self.pending.drain(..end);
+        if self.pending.is_empty() {
+            self.pending = Vec::new();
+        }
+        parsed.map(Some).map_err(|e| DecodeError::Json(e.to_string()))
+    }
+}
