@@ -6,4 +6,6 @@
 pub mod limits;
 pub mod wire;
 
+pub mod buf;
 pub mod os;
+pub mod relay;

@@ -12,7 +12,7 @@ pub const MESSAGE_HEADER_LEN: usize = 8;
 /// Bytes of a stream frame's header.
 pub const FRAME_HEADER_LEN: usize = 12;
 /// The same, in the type of a frame's length field.
-const FRAME_HEADER: u32 = 12;
+pub(crate) const FRAME_HEADER: u32 = 12;
 const _: () = assert!(FRAME_HEADER as usize == FRAME_HEADER_LEN);
 
 /// What a control channel message is for. The numbers are the wire's.

@@ -1,0 +1,131 @@
+//! The pool of chunks: owned memory of one size with counted references. It never blocks and never fails; whoever
+//! fills it watches `in_use` and stops its feeder. The asymmetry to know: bytes of a chunk that somebody holds a
+//! view of are never written again, only the part behind them is.
+
+use crate::limits::{CHUNK_LEN, SPARE_CHUNKS};
+
+/// One chunk of a pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ChunkId(u32);
+
+#[derive(Debug, Default)]
+struct Slot {
+    /// Empty while nobody holds a reference.
+    data: Box<[u8]>,
+    refs: u32,
+}
+
+/// Chunks of [`CHUNK_LEN`] bytes.
+#[derive(Debug, Default)]
+pub struct ChunkPool {
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    spare: Vec<Box<[u8]>>,
+}
+
+impl ChunkPool {
+    /// A chunk with one reference, which the caller holds. Its bytes are whatever they were.
+    ///
+    /// # Panics
+    /// Never: 2^32 chunks are 128 TiB.
+    pub fn take(&mut self) -> ChunkId {
+        let data = self.spare.pop().unwrap_or_else(|| vec![0; CHUNK_LEN].into_boxed_slice());
+        let slot = Slot { data, refs: 1 };
+        match self.free.pop() {
+            Some(index) => {
+                self.slots[index as usize] = slot;
+                ChunkId(index)
+            }
+            None => {
+                self.slots.push(slot);
+                ChunkId(u32::try_from(self.slots.len() - 1).expect("fewer than 2^32 chunks"))
+            }
+        }
+    }
+
+    /// One more reference.
+    pub fn retain(&mut self, id: ChunkId) {
+        let slot = &mut self.slots[id.0 as usize];
+        assert!(slot.refs > 0, "a chunk nobody holds");
+        slot.refs += 1;
+    }
+
+    /// One reference less; the last one frees the chunk.
+    pub fn release(&mut self, id: ChunkId) {
+        let slot = &mut self.slots[id.0 as usize];
+        assert!(slot.refs > 0, "a chunk nobody holds");
+        slot.refs -= 1;
+        if slot.refs == 0 {
+            let data = std::mem::take(&mut slot.data);
+            self.free.push(id.0);
+            if self.spare.len() < SPARE_CHUNKS {
+                self.spare.push(data);
+            }
+        }
+    }
+
+    /// The whole chunk.
+    pub fn bytes(&self, id: ChunkId) -> &[u8] {
+        &self.slots[id.0 as usize].data
+    }
+
+    /// Writes `bytes` at `at`.
+    pub fn write(&mut self, id: ChunkId, at: u32, bytes: &[u8]) {
+        let at = at as usize;
+        self.slots[id.0 as usize].data[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+
+    /// Copies `range` of one chunk to `at` in another (or the same).
+    pub fn copy_within(&mut self, to: ChunkId, at: u32, from: ChunkId, range: std::ops::Range<usize>) {
+        let at = at as usize;
+        if to == from {
+            self.slots[to.0 as usize].data.copy_within(range, at);
+            return;
+        }
+        let mut target = std::mem::take(&mut self.slots[to.0 as usize].data);
+        let source = &self.slots[from.0 as usize].data[range];
+        target[at..at + source.len()].copy_from_slice(source);
+        self.slots[to.0 as usize].data = target;
+    }
+
+    /// Chunks that somebody holds.
+    pub fn in_use(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chunk_lives_as_long_as_its_last_reference() {
+        let mut pool = ChunkPool::default();
+        let id = pool.take();
+        pool.retain(id);
+        pool.release(id);
+        assert_eq!(pool.in_use(), 1);
+        pool.release(id);
+        assert_eq!(pool.in_use(), 0);
+        assert_eq!(pool.take(), id, "slots are reused");
+    }
+
+    #[test]
+    fn copies_between_chunks() {
+        let mut pool = ChunkPool::default();
+        let (a, b) = (pool.take(), pool.take());
+        pool.write(a, 3, b"hello");
+        pool.copy_within(b, 10, a, 3..8);
+        assert_eq!(&pool.bytes(b)[10..15], b"hello");
+        pool.copy_within(a, 0, a, 3..8);
+        assert_eq!(&pool.bytes(a)[..5], b"hello");
+    }
+
+    #[test]
+    fn keeps_few_spare_chunks() {
+        let mut pool = ChunkPool::default();
+        let ids: Vec<_> = (0..SPARE_CHUNKS + 5).map(|_| pool.take()).collect();
+        ids.into_iter().for_each(|id| pool.release(id));
+        assert_eq!(pool.spare.len(), SPARE_CHUNKS);
+    }
+}

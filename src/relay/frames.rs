@@ -1,0 +1,244 @@
+//! Stream frames out of bytes that arrive in any pieces, and long frames into short ones.
+//!
+//! [`FrameReader`] finds where frames begin and end and keeps at most a split header (12 bytes); it never copies
+//! payload. [`Cut`] says where the frames sent on begin when a received one is longer than the receiver accepts.
+//! Both directions use both; they differ in their bounds only.
+
+use crate::wire::DecodeError;
+use crate::wire::hyper::{FRAME_HEADER, FRAME_HEADER_LEN, FrameHeader};
+
+/// What the front of the given bytes is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// A whole frame, header included: take `header.len` bytes.
+    Whole(FrameHeader),
+    /// A frame that does not end here: take `taken` bytes, the rest of its header.
+    Begin {
+        /// The header.
+        header: FrameHeader,
+        /// Bytes of it that came now.
+        taken: u32,
+    },
+    /// `len` more bytes of the frame that began.
+    Body {
+        /// How many bytes.
+        len: u32,
+    },
+    /// Everything given was the beginning of a header, and was kept.
+    Kept,
+}
+
+/// Finds the frames in one peer's bytes.
+#[derive(Debug, Default)]
+pub struct FrameReader {
+    /// The header's bytes so far.
+    scratch: [u8; FRAME_HEADER_LEN],
+    /// How many of them.
+    have: usize,
+    /// Payload bytes of the frame in progress that are still to come.
+    left: u32,
+}
+
+impl FrameReader {
+    /// Looks at the front of `bytes`, which must not be empty. Call again with what is behind the part taken.
+    ///
+    /// # Errors
+    /// A header whose length is below 12 or over `max`. The peer cannot go on.
+    pub fn step(&mut self, bytes: &[u8], max: u32) -> Result<Step, DecodeError> {
+        let available = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        if self.left > 0 {
+            let len = self.left.min(available);
+            self.left -= len;
+            return Ok(Step::Body { len });
+        }
+        if self.have == 0
+            && let Some((head, _)) = bytes.split_first_chunk::<FRAME_HEADER_LEN>()
+        {
+            let header = FrameHeader::decode(*head, max)?;
+            if header.len <= available {
+                return Ok(Step::Whole(header));
+            }
+            self.left = header.payload_len();
+            return Ok(Step::Begin { header, taken: FRAME_HEADER });
+        }
+        let have = self.have;
+        let kept = u32::try_from(have).unwrap_or(FRAME_HEADER);
+        let take = (FRAME_HEADER_LEN - have).min(bytes.len());
+        self.scratch[have..have + take].copy_from_slice(&bytes[..take]);
+        self.have += take;
+        if self.have < FRAME_HEADER_LEN {
+            return Ok(Step::Kept);
+        }
+        self.have = 0;
+        let header = FrameHeader::decode(self.scratch, max)?;
+        self.left = header.payload_len();
+        Ok(Step::Begin { header, taken: FRAME_HEADER - kept })
+    }
+
+    /// Whether a header or a frame has begun and not ended.
+    pub fn is_mid_frame(&self) -> bool {
+        self.have > 0 || self.left > 0
+    }
+}
+
+/// A piece of a frame sent on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Piece {
+    /// A header to write.
+    Header {
+        /// The header.
+        header: FrameHeader,
+        /// It has no payload: the frame ends here.
+        last: bool,
+    },
+    /// Take this many payload bytes; `last` ends the frame.
+    Payload {
+        /// How many bytes.
+        len: u32,
+        /// The frame sent on is complete with them.
+        last: bool,
+    },
+}
+
+/// Cuts one received frame, whose payload may come in pieces, into frames of at most a bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cut {
+    header: FrameHeader,
+    /// Payload bytes of the received frame not yet given out.
+    left: u32,
+    /// Payload bytes of the frame sent on not yet given out.
+    unit_left: u32,
+}
+
+impl Cut {
+    /// Begins with a received header. Its first piece is always a header.
+    pub fn new(header: FrameHeader) -> Cut {
+        Cut { header, left: header.payload_len(), unit_left: 0 }
+    }
+
+    /// The first header to send on, for frames of at most `max` bytes, header included.
+    pub fn begin(&mut self, max: u32) -> Piece {
+        self.unit_left = self.left.min(max - FRAME_HEADER);
+        let header = FrameHeader::for_payload(self.header.seq, self.unit_left);
+        Piece::Header { header, last: self.unit_left == 0 }
+    }
+
+    /// The next piece when `available` payload bytes are there; `None` when they are used up.
+    pub fn next(&mut self, available: u32, max: u32) -> Option<Piece> {
+        if available == 0 {
+            return None;
+        }
+        if self.unit_left == 0 {
+            return Some(self.begin(max));
+        }
+        let len = self.unit_left.min(available);
+        self.unit_left -= len;
+        self.left -= len;
+        Some(Piece::Payload { len, last: self.unit_left == 0 })
+    }
+
+    /// Whether the received frame has been given out whole.
+    pub fn is_done(self) -> bool {
+        self.left == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::hyper::StreamSeq;
+
+    fn frame(seq: u64, payload: &[u8]) -> Vec<u8> {
+        let len = u32::try_from(payload.len()).unwrap();
+        let mut out = FrameHeader::for_payload(StreamSeq(seq), len).encode().to_vec();
+        out.extend_from_slice(payload);
+        out
+    }
+
+    /// Frames found when `bytes` arrive in pieces of `piece`.
+    fn read_in_pieces(bytes: &[u8], piece: usize) -> Vec<(u64, Vec<u8>)> {
+        let mut reader = FrameReader::default();
+        let mut found: Vec<(u64, Vec<u8>)> = Vec::new();
+        for chunk in bytes.chunks(piece) {
+            let mut rest = chunk;
+            while !rest.is_empty() {
+                let taken = match reader.step(rest, 1 << 20).unwrap() {
+                    Step::Whole(header) => {
+                        found.push((header.seq.0, rest[FRAME_HEADER_LEN..header.len as usize].to_vec()));
+                        header.len
+                    }
+                    Step::Begin { header, taken } => {
+                        found.push((header.seq.0, Vec::new()));
+                        taken
+                    }
+                    Step::Body { len } => {
+                        found.last_mut().unwrap().1.extend_from_slice(&rest[..len as usize]);
+                        len
+                    }
+                    Step::Kept => break,
+                };
+                rest = &rest[taken as usize..];
+            }
+        }
+        assert!(!reader.is_mid_frame());
+        found
+    }
+
+    #[test]
+    fn frames_are_found_in_pieces_of_every_size() {
+        let want = vec![(1, b"hello".to_vec()), (2, vec![]), (1 << 52, vec![7; 100]), (3, vec![9])];
+        let bytes: Vec<u8> = want.iter().flat_map(|(seq, payload)| frame(*seq, payload)).collect();
+        for piece in 1..=bytes.len() {
+            assert_eq!(read_in_pieces(&bytes, piece), want, "in pieces of {piece}");
+        }
+    }
+
+    #[test]
+    fn lengths_out_of_bounds_are_errors_wherever_the_header_is_split() {
+        for len in [0_u32, 11, 1 << 20, u32::MAX] {
+            let mut bytes = frame(1, b"");
+            bytes[8..].copy_from_slice(&len.to_be_bytes());
+            assert!(FrameReader::default().step(&bytes, 4096).is_err());
+            let mut reader = FrameReader::default();
+            assert_eq!(reader.step(&bytes[..9], 4096), Ok(Step::Kept));
+            assert!(reader.step(&bytes[9..], 4096).is_err());
+        }
+    }
+
+    #[test]
+    fn a_long_frame_is_cut_at_the_same_places_however_it_arrives() {
+        let cuts = |piece: u32| {
+            let mut cut = Cut::new(FrameHeader::for_payload(StreamSeq(5), 100));
+            let mut sent = vec![];
+            let mut push = |p: Piece| match p {
+                Piece::Header { header, .. } => sent.push((header.payload_len(), 0)),
+                Piece::Payload { len, .. } => sent.last_mut().unwrap().1 += len,
+            };
+            push(cut.begin(52));
+            let mut to_come = 100;
+            while to_come > 0 {
+                let mut available = piece.min(to_come);
+                to_come -= available;
+                while let Some(p) = cut.next(available, 52) {
+                    push(p);
+                    if let Piece::Payload { len, .. } = p {
+                        available -= len;
+                    }
+                }
+            }
+            assert!(cut.is_done());
+            sent
+        };
+        for piece in 1..=100 {
+            assert_eq!(cuts(piece), [(40, 40), (40, 40), (20, 20)], "in pieces of {piece}");
+        }
+    }
+
+    #[test]
+    fn an_empty_frame_is_a_header_that_ends_itself() {
+        let header = FrameHeader::for_payload(StreamSeq(5), 0);
+        let mut cut = Cut::new(header);
+        assert_eq!(cut.begin(4096), Piece::Header { header, last: true });
+        assert!(cut.is_done());
+    }
+}

@@ -1,0 +1,54 @@
+//! A look at a plane from outside: what `status` shows, and the invariants in one function.
+//!
+//! Reads only. The asymmetry to know: [`Plane::check`] holds between turns, not in the middle of one.
+
+use std::collections::BTreeMap;
+
+use super::events::{LinkStatus, Sending};
+use super::plane::Plane;
+use super::session::State;
+
+impl Plane {
+    /// What `status` shows of the VMs here, those whose sessions only drain included.
+    pub fn status(&self) -> Vec<LinkStatus> {
+        let mut found: BTreeMap<u64, LinkStatus> = BTreeMap::new();
+        for (_, link) in &self.links {
+            let (to_client, to_agent) = (link.flow_to_client, link.flow_to_agent);
+            found.insert(link.vm, LinkStatus { vm: link.vm, to_client, to_agent, ..LinkStatus::default() });
+        }
+        for (_, session) in &self.sessions {
+            let entry = found.entry(session.vm).or_insert_with(|| LinkStatus { vm: session.vm, ..Default::default() });
+            if session.blocks && entry.blocked_by.is_none() {
+                entry.blocked_by = Some(session.base.0);
+            }
+            entry.sessions.push(session.status());
+        }
+        found.values_mut().for_each(|link| link.sessions.sort_by_key(|session| session.io_base));
+        found.into_values().collect()
+    }
+
+    /// Checks what must hold between turns, after [`Plane::flush`]: counts match lists, nobody is forgotten.
+    ///
+    /// # Panics
+    /// When it does not hold; that is a fault of ours.
+    pub fn check(&self) {
+        for (index, session) in &self.sessions {
+            session.to_client.check(&self.arena);
+            session.to_agent.check(&self.arena);
+            let owes_agent = session.to_agent.ready() > 0;
+            assert!(session.state != State::Done, "session {index} is done and still here");
+            assert!(session.link.is_some() || !owes_agent, "session {index} owes an agent that is gone");
+            assert_eq!(owes_agent, session.queued, "session {index}: whole frames for the agent, and its turn");
+            let stuck = session.sending == Sending::Idle && session.to_client.ready() > 0;
+            assert!(!stuck, "session {index} owes its client and sends nothing");
+            assert_ne!(session.sending, Sending::Blocked, "session {index} was to wait for its client");
+        }
+        for (index, link) in &self.links {
+            let blockers = link.sessions.iter().filter(|id| self.sessions[id.0 as usize].blocks).count();
+            assert_eq!(blockers, link.blockers, "link {index}: sessions that block it");
+            let queued = link.sessions.iter().filter(|id| self.sessions[id.0 as usize].queued).count();
+            assert_eq!(queued, link.queue.len() + link.in_flight.len(), "link {index}: sessions in turn");
+            assert!(link.sending != Sending::Idle || link.queue.is_empty(), "link {index} owes and sends nothing");
+        }
+    }
+}

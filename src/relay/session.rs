@@ -1,0 +1,194 @@
+//! One session: its state, what its two peers are owed, and when it holds its link or its client back.
+//!
+//! [`State::after`] is the only place where a session's state changes. The asymmetry to know: when the client goes,
+//! what it had sent still goes to the agent; when the VM goes, what it had sent still goes to the client.
+
+use super::events::{Gone, LinkId, Sending};
+use super::frames::{Cut, FrameReader};
+use super::outbox::Outbox;
+use crate::wire::admin::{Flow, SessionStatus};
+use crate::wire::hyper::StreamSeq;
+
+/// Where a session is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum State {
+    /// Bytes move both ways.
+    Open,
+    /// The client will send no more; it still reads.
+    InputEnded,
+    /// The client takes no more output; what it sends still goes to the agent.
+    Deaf,
+    /// The VM is gone; the client gets what was received, then EOF.
+    Draining,
+    /// The client is gone; the agent gets the whole frames it had sent.
+    Leaving,
+    /// Nothing is owed to anybody: the session is forgotten.
+    Done,
+}
+
+/// What happens to a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Happening {
+    /// The client closed its writing half.
+    InputEnd,
+    /// The client's socket refused output: it closed, and what it had sent may still be unread.
+    OutputRefused,
+    /// The client closed, was killed, or broke the protocol.
+    ClientGone,
+    /// The VM's stream channel is gone.
+    LinkGone,
+    /// Nothing is owed to the client any more.
+    ClientDrained,
+    /// Nothing is owed to the agent any more.
+    AgentDrained,
+}
+
+impl State {
+    /// The state after `happening`.
+    #[must_use]
+    pub fn after(self, happening: Happening) -> State {
+        use Happening as H;
+        use State as S;
+        match (self, happening) {
+            (S::Open, H::InputEnd) => S::InputEnded,
+            (S::Open, H::OutputRefused) => S::Deaf,
+            (S::InputEnded, H::OutputRefused) | (S::Deaf, H::InputEnd) => S::Leaving,
+            (S::Open | S::InputEnded | S::Deaf, H::ClientGone) => S::Leaving,
+            (S::Open | S::InputEnded, H::LinkGone) => S::Draining,
+            (S::Draining, H::ClientGone | H::OutputRefused | H::ClientDrained) => S::Done,
+            (S::Leaving, H::LinkGone | H::AgentDrained) | (S::Deaf, H::LinkGone) => S::Done,
+            (state, _) => state,
+        }
+    }
+
+    /// Whether the client's socket is still with us.
+    pub fn has_socket(self) -> bool {
+        matches!(self, State::Open | State::InputEnded | State::Deaf | State::Draining)
+    }
+
+    /// Whether the client is sent output.
+    pub fn has_output(self) -> bool {
+        matches!(self, State::Open | State::InputEnded | State::Draining)
+    }
+
+    /// Whether what the client sends goes to the agent.
+    pub fn has_input(self) -> bool {
+        matches!(self, State::Open | State::Deaf)
+    }
+
+    /// The word for it in `status`.
+    pub fn name(self) -> &'static str {
+        match self {
+            State::Open => "open",
+            State::InputEnded => "input-ended",
+            State::Deaf => "output-refused",
+            State::Draining => "draining",
+            State::Leaving => "leaving",
+            State::Done => "done",
+        }
+    }
+}
+
+/// One session on its shard.
+#[derive(Debug)]
+pub(super) struct Session {
+    /// First sequence: stdin and stdout. Also the session's name outside.
+    pub(super) base: StreamSeq,
+    /// Sequences it has: 1 or 2.
+    pub(super) streams: u8,
+    /// Its VM; `None` once that is gone.
+    pub(super) link: Option<LinkId>,
+    pub(super) state: State,
+    /// Its VM's number outside, also when that is gone.
+    pub(super) vm: u64,
+    /// Why its client's side ended, once it has.
+    pub(super) why: Gone,
+    pub(super) to_client: Outbox,
+    pub(super) to_agent: Outbox,
+    /// The send to its client.
+    pub(super) sending: Sending,
+    /// Frames in the client's bytes.
+    pub(super) reader: FrameReader,
+    /// The client's frame being sent on in pieces.
+    pub(super) cut: Option<Cut>,
+    /// Already on the list of sessions whose outbox to the client changed this turn.
+    pub(super) dirty: bool,
+    /// Already on the list of sessions whose outbox to the agent changed this turn.
+    pub(super) dirty_in: bool,
+    /// In its link's queue of sessions with whole frames for the agent, or in its write in flight.
+    pub(super) queued: bool,
+    /// Its client's bytes are not read: the agent does not keep up.
+    pub(super) paused: bool,
+    /// Its link's bytes are not read because of it.
+    pub(super) blocks: bool,
+    pub(super) flow_to_client: Flow,
+    pub(super) flow_to_agent: Flow,
+}
+
+impl Session {
+    pub(super) fn new(base: StreamSeq, streams: u8, link: LinkId, vm: u64) -> Session {
+        Session {
+            base,
+            streams,
+            link: Some(link),
+            state: State::Open,
+            vm,
+            why: Gone::Closed,
+            to_client: Outbox::default(),
+            to_agent: Outbox::default(),
+            sending: Sending::Idle,
+            reader: FrameReader::default(),
+            cut: None,
+            dirty: false,
+            dirty_in: false,
+            queued: false,
+            paused: false,
+            blocks: false,
+            flow_to_client: Flow::default(),
+            flow_to_agent: Flow::default(),
+        }
+    }
+
+    /// What `status` shows of it.
+    pub(super) fn status(&self) -> SessionStatus {
+        SessionStatus {
+            io_base: self.base.0,
+            streams: self.streams,
+            state: self.state.name().to_owned(),
+            to_client: self.flow_to_client,
+            to_agent: self.flow_to_agent,
+            queued_to_client: self.to_client.bytes() as u64,
+            queued_to_agent: self.to_agent.bytes() as u64,
+            slow: matches!(self.sending, Sending::Waiting(_)),
+        }
+    }
+
+    /// The sequences it has.
+    pub(super) fn seqs(&self) -> impl Iterator<Item = StreamSeq> + use<> {
+        let base = self.base.0;
+        (base..base + u64::from(self.streams)).map(StreamSeq)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Happening as H, State as S};
+
+    #[test]
+    fn the_transition_table() {
+        let table = [
+            (S::Open, [S::InputEnded, S::Deaf, S::Leaving, S::Draining, S::Open, S::Open]),
+            (S::InputEnded, [S::InputEnded, S::Leaving, S::Leaving, S::Draining, S::InputEnded, S::InputEnded]),
+            (S::Deaf, [S::Leaving, S::Deaf, S::Leaving, S::Done, S::Deaf, S::Deaf]),
+            (S::Draining, [S::Draining, S::Done, S::Done, S::Draining, S::Done, S::Draining]),
+            (S::Leaving, [S::Leaving, S::Leaving, S::Leaving, S::Done, S::Leaving, S::Done]),
+            (S::Done, [S::Done; 6]),
+        ];
+        let happenings = [H::InputEnd, H::OutputRefused, H::ClientGone, H::LinkGone, H::ClientDrained, H::AgentDrained];
+        for (state, row) in table {
+            for (happening, want) in happenings.into_iter().zip(row) {
+                assert_eq!(state.after(happening), want, "{state:?} after {happening:?}");
+            }
+        }
+    }
+}
