@@ -8,4 +8,5 @@ pub mod wire;
 
 pub mod buf;
 pub mod os;
+pub mod reactor;
 pub mod relay;

@@ -2,4 +2,7 @@
 //!
 //! This module and `reactor` are the only places with `unsafe`.
 
+pub mod cpu;
 pub mod fds;
+pub mod region;
+pub mod rlimit;

@@ -1,0 +1,433 @@
+//! One shard's ring: sockets as direct descriptors, multishot receives into provided buffers, sends that are tried
+//! or that wait, wake-ups. Names no protocol.
+//!
+//! [`Reactor::turn`] submits what was asked for, waits if told to, and turns completions into [`Event`]s; it never
+//! acts on them. The asymmetry to know: a socket closes in stages, and its slot is free only when its last operation
+//! has ended; from [`Reactor::close`] on nothing is reported of it.
+
+mod buf_pool;
+mod op_tag;
+mod probe;
+mod send_op;
+mod sockets;
+mod wake;
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use nix::errno::Errno;
+use nix::libc;
+
+pub use self::buf_pool::{BufGroup, BufPool};
+pub use self::op_tag::{OpKind, OpTag};
+pub use self::probe::{Features, MINIMUM_KERNEL, ProbeError, check_release, disabled_setting, probe, release};
+pub use self::sockets::SocketId;
+pub use self::wake::Waker;
+
+use self::send_op::SendOp;
+use self::sockets::{Receive, Sockets};
+use crate::buf::{BufView, ChunkPool, Direction, Memory};
+use crate::limits::{SPARE_CHUNKS, TO_AGENT_BUFFERS, TO_AGENT_BUFFERS_INCREMENTAL, TO_CLIENT_BUFFERS};
+
+/// Submission and completion entries of a shard's ring.
+const SUBMISSIONS: u32 = 1_024;
+const COMPLETIONS: u32 = 8_192;
+
+/// What a completion said.
+#[derive(Debug)]
+pub enum Event {
+    /// Bytes were received. The view's reference is the receiver's to release.
+    Received(SocketId, BufView),
+    /// Nothing more will be received: the peer ended its side (`None`), or the socket failed.
+    Ended(SocketId, Option<Errno>),
+    /// A send ended: bytes taken, or why the socket failed.
+    Sent(SocketId, Result<usize, Errno>),
+    /// The peer closed altogether.
+    HungUp(SocketId),
+}
+
+/// Counters of one reactor.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Counters {
+    /// Receives that found no free buffer.
+    pub buffers_exhausted: u64,
+    /// Completions that matched no operation.
+    pub stale: u64,
+}
+
+/// One shard's ring and everything in flight on it.
+#[derive(Debug)]
+pub struct Reactor {
+    /// Dropped first: when it is gone the kernel touches none of the memory below any more.
+    ring: Ring,
+    /// Receive buffers and chunks.
+    pub mem: Memory<BufPool>,
+    sockets: Sockets,
+    /// Sockets whose receive found no buffer, oldest first.
+    starved: VecDeque<SocketId>,
+    #[expect(clippy::vec_box, reason = "the box moves into a slot and back; its address is the kernel's")]
+    spare_sends: Vec<Box<SendOp>>,
+    waker: Waker,
+    wake_count: Box<u64>,
+    counters: Counters,
+}
+
+/// The ring, with a `Debug`.
+struct Ring(IoUring);
+
+impl std::fmt::Debug for Ring {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Ring")
+    }
+}
+
+/// A ring as every shard has it.
+fn build_ring() -> io::Result<IoUring> {
+    IoUring::builder()
+        .setup_single_issuer()
+        .setup_defer_taskrun()
+        .setup_coop_taskrun()
+        .setup_submit_all()
+        .setup_cqsize(COMPLETIONS)
+        .dontfork()
+        .build(SUBMISSIONS)
+}
+
+impl Reactor {
+    /// Makes the ring of the calling thread, which alone may use it, with room for `sockets` sockets.
+    ///
+    /// # Errors
+    /// The kernel's; [`probe`] has explained the likely ones before.
+    pub fn new(features: Features, sockets: u32, waker: Waker) -> io::Result<Reactor> {
+        let mut ring = build_ring()?;
+        ring.submitter().register_ring_fd()?;
+        ring.submitter().register_files_sparse(sockets)?;
+        let incremental = features.incremental_buffers;
+        let to_agent = if incremental { TO_AGENT_BUFFERS_INCREMENTAL } else { TO_AGENT_BUFFERS };
+        let submitter = ring.submitter();
+        let leases = BufPool {
+            to_client: BufGroup::register(&submitter, Direction::ToClient, TO_CLIENT_BUFFERS, false)?,
+            to_agent: BufGroup::register(&submitter, Direction::ToAgent, to_agent, incremental)?,
+        };
+        let mut reactor = Reactor {
+            ring: Ring(ring),
+            mem: Memory { leases, chunks: ChunkPool::default() },
+            sockets: Sockets::new(sockets),
+            starved: VecDeque::new(),
+            spare_sends: Vec::new(),
+            waker,
+            wake_count: Box::new(0),
+            counters: Counters::default(),
+        };
+        reactor.arm_wake();
+        Ok(reactor)
+    }
+
+    /// Takes a connected stream socket in. Nothing is received from it before [`Reactor::resume`].
+    ///
+    /// # Errors
+    /// The table is full, or the kernel's.
+    pub fn add(&mut self, fd: OwnedFd, direction: Direction) -> io::Result<SocketId> {
+        let slot = self.sockets.vacant().ok_or(io::Error::from(Errno::ENFILE))?;
+        self.ring.0.submitter().register_files_update(slot, &[fd.as_raw_fd()])?;
+        Ok(self.sockets.occupy(slot, fd, direction))
+    }
+
+    /// Receives from a socket from now on.
+    pub fn resume(&mut self, id: SocketId) {
+        let Some(socket) = self.sockets.get(id) else { return };
+        match socket.receive {
+            Receive::Off => self.arm_receive(id),
+            Receive::Stopping { .. } => socket.receive = Receive::Stopping { again: true },
+            Receive::Armed | Receive::Starved => {}
+        }
+    }
+
+    /// Stops receiving. What the kernel had already taken is still reported.
+    pub fn pause(&mut self, id: SocketId) {
+        let Some(socket) = self.sockets.get(id) else { return };
+        match socket.receive {
+            Receive::Armed => {
+                socket.receive = Receive::Stopping { again: false };
+                self.cancel(id, OpKind::Receive);
+            }
+            Receive::Stopping { .. } => socket.receive = Receive::Stopping { again: false },
+            Receive::Starved => {
+                socket.receive = Receive::Off;
+                self.starved.retain(|&other| other != id);
+            }
+            Receive::Off => {}
+        }
+    }
+
+    /// Reports when the peer has closed altogether, which a receive cannot tell from a half-close.
+    pub fn watch_hang_up(&mut self, id: SocketId) {
+        if self.sockets.get(id).is_some_and(|socket| !socket.watched) {
+            self.sockets.begin(id).watched = true;
+            // No event is asked for: hang-ups and errors are always reported.
+            let entry = opcode::PollAdd::new(types::Fixed(id.slot), 0).build();
+            // SAFETY: a poll reads no memory of ours.
+            unsafe { self.submit(entry, id.tag(OpKind::HangUp)) };
+        }
+    }
+
+    /// Sends `views` in one call: what fits now, or with `wait` all of it once the peer reads. One send at a time
+    /// per socket; the views' memory is held until its [`Event::Sent`].
+    ///
+    /// # Panics
+    /// When a send is in flight; that is a fault of ours.
+    pub fn send(&mut self, id: SocketId, views: &[BufView], wait: bool) {
+        if self.sockets.get(id).is_none() {
+            return;
+        }
+        let mut op = self.spare_sends.pop().unwrap_or_default();
+        op.load(&mut self.mem, views);
+        let flags = libc::MSG_NOSIGNAL | if wait { libc::MSG_WAITALL } else { libc::MSG_DONTWAIT };
+        let target = types::Fixed(id.slot);
+        let entry = match op.single().and_then(|piece| Some((piece.iov_base, u32::try_from(piece.iov_len).ok()?))) {
+            Some((base, len)) => opcode::Send::new(target, base.cast(), len).flags(flags).build(),
+            None => opcode::SendMsg::new(target, op.message()).flags(flags.unsigned_abs()).build(),
+        };
+        let socket = self.sockets.begin(id);
+        assert!(socket.send.is_none(), "one send at a time");
+        socket.send = Some(op);
+        // SAFETY: the op, boxed in the socket's slot, keeps the message at its address and holds a reference to every
+        // piece's memory until this operation's completion takes it out (`send_ended`).
+        unsafe { self.submit(entry, id.tag(OpKind::Send)) };
+    }
+
+    /// Closes a socket once nothing is in flight on it. Nothing is reported of it from now on.
+    pub fn close(&mut self, id: SocketId) {
+        let Some(socket) = self.sockets.get(id) else { return };
+        socket.closing = true;
+        let (receive, watched, sending) = (socket.receive, socket.watched, socket.send.is_some());
+        if receive == Receive::Armed {
+            self.cancel(id, OpKind::Receive);
+        }
+        if receive == Receive::Starved {
+            self.starved.retain(|&other| other != id);
+        }
+        if watched {
+            self.cancel(id, OpKind::HangUp);
+        }
+        if sending {
+            self.cancel(id, OpKind::Send);
+        }
+        self.retire(id);
+    }
+
+    /// Submits everything asked for, with `wait` sleeps until something completes, and appends what completed.
+    ///
+    /// # Errors
+    /// The kernel refused the ring itself, which a running daemon does not survive.
+    pub fn turn(&mut self, wait: bool, events: &mut Vec<Event>) -> io::Result<()> {
+        self.feed_starved();
+        self.mem.leases.to_client.publish();
+        self.mem.leases.to_agent.publish();
+        match self.ring.0.submit_and_wait(usize::from(wait)) {
+            Ok(_) => {}
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}
+            Err(error) => return Err(error),
+        }
+        self.reap(events);
+        Ok(())
+    }
+
+    /// Counters since the reactor was made.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Sockets in the table, those that still close included.
+    pub fn sockets(&self) -> usize {
+        self.sockets.len()
+    }
+
+    fn reap(&mut self, events: &mut Vec<Event>) {
+        let mut batch: [(u64, i32, u32); 64] = [(0, 0, 0); 64];
+        loop {
+            let mut count = 0;
+            let mut completions = self.ring.0.completion();
+            for (entry, completion) in batch.iter_mut().zip(&mut completions) {
+                *entry = (completion.user_data(), completion.result(), completion.flags());
+                count += 1;
+            }
+            drop(completions);
+            for &(data, result, flags) in &batch[..count] {
+                self.completed(data, result, flags, events);
+            }
+            if count < batch.len() {
+                return;
+            }
+        }
+    }
+
+    fn completed(&mut self, data: u64, result: i32, flags: u32, events: &mut Vec<Event>) {
+        let Some(tag) = OpTag::decode(data) else {
+            self.counters.stale += 1;
+            return;
+        };
+        if tag.kind == OpKind::Wake {
+            return self.arm_wake();
+        }
+        let view = cqueue::buffer_select(flags).map(|buf| (buf, cqueue::buffer_more(flags)));
+        let id = SocketId { slot: tag.slot, generation: tag.generation };
+        if !self.sockets.is_current(id) {
+            self.counters.stale += 1;
+            return;
+        }
+        let ended = !cqueue::more(flags);
+        if ended {
+            self.sockets.end(id);
+        }
+        match tag.kind {
+            OpKind::Receive => self.receive_completed(id, result, view, ended, events),
+            OpKind::Send => self.send_ended(id, result, events),
+            OpKind::HangUp => self.hang_up_ended(id, result, events),
+            OpKind::Cancel | OpKind::Wake => {}
+        }
+        self.retire(id);
+    }
+
+    fn receive_completed(
+        &mut self,
+        id: SocketId,
+        result: i32,
+        buffer: Option<(u16, bool)>,
+        ended: bool,
+        events: &mut Vec<Event>,
+    ) {
+        let socket = self.sockets.current(id);
+        let (closing, direction) = (socket.closing, socket.direction);
+        if let Some((buf, more)) = buffer {
+            let view = self.mem.leases.group(direction).received(buf, u32::try_from(result).unwrap_or(0), more);
+            if view.len == 0 || closing {
+                self.mem.release(view.source);
+            } else {
+                events.push(Event::Received(id, view));
+            }
+        }
+        if !ended {
+            return;
+        }
+        let socket = self.sockets.current(id);
+        let stopping = std::mem::replace(&mut socket.receive, Receive::Off);
+        if closing {
+            return;
+        }
+        let again = matches!(stopping, Receive::Armed | Receive::Stopping { again: true });
+        match result {
+            1.. if again => self.arm_receive(id),
+            1.. => {}
+            0 => events.push(Event::Ended(id, None)),
+            error => match Errno::from_raw(-error) {
+                Errno::ENOBUFS if again => {
+                    self.counters.buffers_exhausted += 1;
+                    self.sockets.current(id).receive = Receive::Starved;
+                    self.starved.push_back(id);
+                }
+                Errno::ECANCELED if again => self.arm_receive(id),
+                Errno::ENOBUFS | Errno::ECANCELED => {}
+                errno => events.push(Event::Ended(id, Some(errno))),
+            },
+        }
+    }
+
+    fn send_ended(&mut self, id: SocketId, result: i32, events: &mut Vec<Event>) {
+        let socket = self.sockets.current(id);
+        let closing = socket.closing;
+        if let Some(mut op) = socket.send.take() {
+            op.unload(&mut self.mem);
+            if self.spare_sends.len() < SPARE_CHUNKS {
+                self.spare_sends.push(op);
+            }
+        }
+        if closing {
+            return;
+        }
+        let outcome = match usize::try_from(result) {
+            Ok(taken) => Ok(taken),
+            Err(_) => match Errno::from_raw(-result) {
+                Errno::EAGAIN | Errno::EINTR | Errno::ENOBUFS | Errno::ENOMEM => Ok(0),
+                errno => Err(errno),
+            },
+        };
+        events.push(Event::Sent(id, outcome));
+    }
+
+    fn hang_up_ended(&mut self, id: SocketId, result: i32, events: &mut Vec<Event>) {
+        let socket = self.sockets.current(id);
+        socket.watched = false;
+        if !socket.closing && result >= 0 {
+            events.push(Event::HungUp(id));
+        }
+    }
+
+    /// Receives again for sockets that found no buffer, oldest first, as many as there is something for.
+    fn feed_starved(&mut self) {
+        for direction in [Direction::ToClient, Direction::ToAgent] {
+            let mut credit = self.mem.leases.group(direction).credit();
+            let mut waiting = self.starved.len();
+            while credit > 0 && waiting > 0 {
+                waiting -= 1;
+                let Some(id) = self.starved.pop_front() else { break };
+                if self.sockets.current(id).direction == direction {
+                    credit -= 1;
+                    self.arm_receive(id);
+                } else {
+                    self.starved.push_back(id);
+                }
+            }
+        }
+    }
+
+    fn arm_receive(&mut self, id: SocketId) {
+        let socket = self.sockets.begin(id);
+        socket.receive = Receive::Armed;
+        let group = buf_pool::group_id(socket.direction);
+        let entry = opcode::RecvMulti::new(types::Fixed(id.slot), group).build();
+        // SAFETY: the operation writes to buffers of its group only, which `mem` keeps for as long as the ring lives.
+        unsafe { self.submit(entry, id.tag(OpKind::Receive)) };
+    }
+
+    fn arm_wake(&mut self) {
+        let fd = types::Fd(self.waker.event().as_raw_fd());
+        let entry = opcode::Read::new(fd, (&raw mut *self.wake_count).cast(), 8).build();
+        let tag = OpTag { kind: OpKind::Wake, slot: 0, generation: 0 };
+        // SAFETY: the boxed counter has 8 bytes, stays where it is until the ring is gone, and is read by nobody.
+        unsafe { self.submit(entry, tag) };
+    }
+
+    fn cancel(&mut self, id: SocketId, kind: OpKind) {
+        self.sockets.begin(id);
+        let entry = opcode::AsyncCancel::new(id.tag(kind).encode()).build();
+        // SAFETY: a cancellation reads no memory of ours.
+        unsafe { self.submit(entry, id.tag(OpKind::Cancel)) };
+    }
+
+    /// Queues an operation, making room first when the queue is full.
+    ///
+    /// # Safety
+    /// What the entry points to must stay valid until the operation's completion has been reaped.
+    unsafe fn submit(&mut self, entry: squeue::Entry, tag: OpTag) {
+        let entry = entry.user_data(tag.encode());
+        // SAFETY: the caller's promise about what the entry points to.
+        while unsafe { self.ring.0.submission().push(&entry) }.is_err() {
+            // A full queue empties by one call; an interrupted one is tried again.
+            let _ = self.ring.0.submit();
+        }
+    }
+
+    /// Frees a closing socket's slot when nothing is in flight on it.
+    fn retire(&mut self, id: SocketId) {
+        if !self.sockets.is_idle_and_closing(id) {
+            return;
+        }
+        // The slot is emptied before the descriptor is closed. A refusal leaves the old file in the slot until the
+        // next socket replaces it, which costs a descriptor for that long and nothing else.
+        let _ = self.ring.0.submitter().register_files_update(id.slot, &[-1]);
+        self.sockets.vacate(id);
+    }
+}
