@@ -7,6 +7,8 @@ pub mod limits;
 pub mod wire;
 
 pub mod buf;
+pub mod coordinator;
 pub mod os;
 pub mod reactor;
 pub mod relay;
+pub mod shard;

@@ -4,5 +4,7 @@
 
 pub mod cpu;
 pub mod fds;
+pub mod guest_socket;
+pub mod process;
 pub mod region;
 pub mod rlimit;

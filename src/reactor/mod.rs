@@ -101,7 +101,7 @@ impl Reactor {
     /// # Errors
     /// The kernel's; [`probe`] has explained the likely ones before.
     pub fn new(features: Features, sockets: u32, waker: Waker) -> io::Result<Reactor> {
-        let mut ring = build_ring()?;
+        let ring = build_ring()?;
         ring.submitter().register_ring_fd()?;
         ring.submitter().register_files_sparse(sockets)?;
         let incremental = features.incremental_buffers;

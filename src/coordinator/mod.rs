@@ -1,0 +1,442 @@
+//! The control plane: which VMs there are, who serves them, and what clients may ask. Runs on one thread and never
+//! touches payload.
+//!
+//! Doors call [`Coordinator`]'s methods; each returns what the client is told. The asymmetry to know: a VM has two
+//! channels and dies with either; whichever end is seen first, [`Coordinator::lost`] ends the other.
+
+mod channel;
+pub mod control;
+mod registry;
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::UnixStream;
+use tokio::sync::{Notify, oneshot};
+use tokio::time::{Instant, timeout_at};
+use tracing::{debug, info, warn};
+
+pub use self::registry::{RequestError, VmRef};
+
+use self::channel::Channel;
+use self::registry::{Registry, VmState};
+use crate::os::fds::{self, PeerCredentials};
+use crate::os::guest_socket::GuestSocket;
+use crate::os::process;
+use crate::relay;
+use crate::shard::{Order, Report, ShardHandle};
+use crate::wire::admin::{Counters, Status, VmStatus};
+use crate::wire::cc1;
+use crate::wire::hyper::{Code, MESSAGE_HEADER_LEN, StreamSeq};
+
+/// What an operator may set of the control plane.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The proxy socket, for `status`.
+    pub socket: String,
+    /// Directories whose sockets every client may name in hello.
+    pub vm_dirs: Vec<PathBuf>,
+    /// Time hello, hyper and bye may take.
+    pub deadline: Duration,
+    /// Longest message to an agent, header included, bytes.
+    pub control_message_max: usize,
+}
+
+#[derive(Debug)]
+struct Inner {
+    settings: Settings,
+    shards: Vec<ShardHandle>,
+    reports: Arc<Notify>,
+    registry: RefCell<Registry>,
+    counters: Cell<Counters>,
+    clients: Cell<u64>,
+    stopping: Cell<bool>,
+    /// Shards that have not yet reported that nothing is owed any more.
+    draining: Cell<usize>,
+    drained: Notify,
+    failed: Notify,
+    began: Instant,
+}
+
+/// The control plane. Cheap to clone; all clones are one.
+#[derive(Debug, Clone)]
+pub struct Coordinator(Rc<Inner>);
+
+impl Coordinator {
+    /// A control plane over running shards, which share `reports`. Call within its runtime.
+    pub fn new(settings: Settings, shards: Vec<ShardHandle>, reports: Arc<Notify>) -> Coordinator {
+        let coordinator = Coordinator(Rc::new(Inner {
+            registry: RefCell::new(Registry::new(shards.len())),
+            settings,
+            shards,
+            reports,
+            counters: Cell::default(),
+            clients: Cell::default(),
+            stopping: Cell::default(),
+            draining: Cell::default(),
+            drained: Notify::new(),
+            failed: Notify::new(),
+            began: Instant::now(),
+        }));
+        tokio::task::spawn_local(coordinator.clone().take_reports());
+        coordinator
+    }
+
+    /// Changes the counters.
+    pub fn count(&self, change: impl FnOnce(&mut Counters)) {
+        let mut counters = self.0.counters.get();
+        change(&mut counters);
+        self.0.counters.set(counters);
+    }
+
+    /// A client connected (`1`) or left (`-1`).
+    pub fn client_count(&self, change: i64) {
+        self.0.clients.set(self.0.clients.get().saturating_add_signed(change));
+    }
+
+    /// Registers a VM: connects to both its sockets and waits until its agent is up.
+    ///
+    /// # Errors
+    /// What the client is told.
+    pub async fn hello(&self, hello: &cc1::Hello, client: PeerCredentials) -> Result<VmRef, RequestError> {
+        let cc1::Hello { container_id, ctl_serial, io_serial } = hello;
+        if container_id.is_empty() || ctl_serial.is_empty() || io_serial.is_empty() {
+            return Err(RequestError::MalformedHello);
+        }
+        if self.0.stopping.get() {
+            return Err(RequestError::Stopping);
+        }
+        let vm = self.0.registry.borrow_mut().reserve(container_id, ctl_serial, io_serial)?;
+        let connected = self.connect_vm(&vm, ctl_serial, io_serial, client).await;
+        match connected {
+            Ok(()) => {
+                self.count(|counters| counters.vms_added += 1);
+                info!(
+                    vm = vm.id,
+                    pid = client.pid,
+                    uid = client.uid,
+                    ctl = ctl_serial,
+                    io = io_serial,
+                    "VM registered"
+                );
+                Ok(vm)
+            }
+            Err(error) => {
+                self.0.registry.borrow_mut().remove(vm.key);
+                warn!(vm = vm.id, pid = client.pid, uid = client.uid, %error, "hello failed");
+                Err(error)
+            }
+        }
+    }
+
+    async fn connect_vm(&self, vm: &VmRef, ctl: &str, io: &str, client: PeerCredentials) -> Result<(), RequestError> {
+        let deadline = Instant::now() + self.0.settings.deadline;
+        let ctl = self.connect(vm, ctl, client, deadline).await?;
+        let io = self.connect(vm, io, client, deadline).await?;
+        let io = into_blocking(io).map_err(|error| RequestError::Resources(error.to_string()))?;
+        let (ready, is_ready) = oneshot::channel();
+        let (channel, handle) = Channel::new(&vm.id, ctl, ready);
+        let (coordinator, reference) = (self.clone(), vm.clone());
+        tokio::task::spawn_local(async move {
+            if let Some(why) = channel.run().await {
+                coordinator.lost(reference.key, &why).await;
+            }
+        });
+        match timeout_at(deadline, is_ready).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => {
+                let why = "the agent closed its control channel before it was ready".to_owned();
+                return Err(RequestError::Gone { id: vm.id.clone(), why });
+            }
+            Err(_) => {
+                let seconds = self.0.settings.deadline.as_secs();
+                return Err(RequestError::NotReady { id: vm.id.clone(), seconds });
+            }
+        }
+        let shard = {
+            let mut registry = self.0.registry.borrow_mut();
+            let entry = registry.usable(vm)?;
+            entry.control = Some(handle);
+            entry.shard
+        };
+        self.post(shard, Order::OpenLink { vm: vm.key, fd: io }).await;
+        let died = match self.0.registry.borrow_mut().usable(vm) {
+            Ok(entry) => {
+                entry.state = VmState::Ready;
+                return Ok(());
+            }
+            Err(error) => error,
+        };
+        self.post(shard, Order::CloseLink { vm: vm.key }).await;
+        Err(died)
+    }
+
+    /// Connects to one of a VM's sockets, waiting while its backlog is full.
+    async fn connect(
+        &self,
+        vm: &VmRef,
+        path: &str,
+        client: PeerCredentials,
+        deadline: Instant,
+    ) -> Result<UnixStream, RequestError> {
+        let refused = |why: String| RequestError::Connect { id: vm.id.clone(), path: path.to_owned(), why };
+        let socket = GuestSocket::open(path, client.uid, &self.0.settings.vm_dirs)
+            .map_err(|why| RequestError::Path { id: vm.id.clone(), why: why.to_string() })?;
+        loop {
+            match UnixStream::connect(socket.address()).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                Err(error) => return Err(refused(error.to_string())),
+            }
+        }
+    }
+
+    /// Finds a VM by name.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn attach(&self, id: &str) -> Result<VmRef, RequestError> {
+        self.0.registry.borrow().find(id)
+    }
+
+    /// Makes a session with `streams` sequences and returns the first, and the client's end of its socket.
+    ///
+    /// # Errors
+    /// What the client is told.
+    pub async fn allocate_io(&self, vm: &VmRef, streams: i64) -> Result<(StreamSeq, OwnedFd), RequestError> {
+        let streams = match streams {
+            1 => 1,
+            2 => 2,
+            other => return Err(RequestError::Streams(other)),
+        };
+        if self.0.stopping.get() {
+            return Err(RequestError::Stopping);
+        }
+        let (shard, base) = {
+            let mut registry = self.0.registry.borrow_mut();
+            let shard = registry.usable(vm)?.shard;
+            (shard, registry.sequences(streams)?)
+        };
+        let (ours, theirs) = fds::session_pair().map_err(out_of)?;
+        self.count(|counters| counters.sessions_opened += 1);
+        self.post(shard, Order::OpenSession { vm: vm.key, base, streams, fd: ours }).await;
+        debug!(vm = vm.id, session = base.0, streams, "session allocated");
+        Ok((base, theirs))
+    }
+
+    /// Forwards a hyperstart command and waits for the agent's answer. `payload` goes out as it is.
+    ///
+    /// # Errors
+    /// What the client is told.
+    pub async fn hyper(&self, vm: &VmRef, name: &str, payload: Vec<u8>) -> Result<Vec<u8>, RequestError> {
+        let code = Code::from_name(name).ok_or_else(|| RequestError::UnknownCommand(name.to_owned()))?;
+        let len = payload.len() + MESSAGE_HEADER_LEN;
+        if len > self.0.settings.control_message_max {
+            return Err(RequestError::MessageTooLong(len));
+        }
+        let control = self.0.registry.borrow_mut().usable(vm)?.control.clone();
+        let control = control.ok_or_else(|| RequestError::Unknown(vm.id.clone()))?;
+        let deadline = Instant::now() + self.0.settings.deadline;
+        let answer = control.command(code, payload, deadline).await;
+        if let Err(error @ (control::CommandError::Overdue { .. } | control::CommandError::NoTurn { .. })) = &answer {
+            self.count(|counters| counters.commands_overdue += 1);
+            warn!(vm = vm.id, %error, "the agent does not answer");
+        }
+        Ok(answer?)
+    }
+
+    /// Unregisters a VM: both channels close, its sessions see what they are owed, then EOF.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub async fn bye(&self, id: &str) -> Result<(), RequestError> {
+        let vm = self.0.registry.borrow().find(id)?;
+        let Some(entry) = self.0.registry.borrow_mut().remove(vm.key) else {
+            return Err(RequestError::Unknown(id.to_owned()));
+        };
+        // Dropping the handle ends the control channel's task, which answers what was in flight.
+        drop(entry.control);
+        if entry.state == VmState::Ready {
+            self.post(entry.shard, Order::CloseLink { vm: vm.key }).await;
+        }
+        info!(vm = id, "VM unregistered");
+        Ok(())
+    }
+
+    /// A VM died: ends what is left of it, keeps its name until bye.
+    async fn lost(&self, key: u64, why: &str) {
+        let shard = {
+            let mut registry = self.0.registry.borrow_mut();
+            let Some((id, vm)) = registry.by_key(key) else { return };
+            if matches!(vm.state, VmState::Gone(_)) {
+                return;
+            }
+            warn!(vm = id, why, "VM lost");
+            vm.state = VmState::Gone(why.to_owned());
+            vm.control = None;
+            vm.shard
+        };
+        self.count(|counters| counters.vms_lost += 1);
+        self.post(shard, Order::CloseLink { vm: key }).await;
+    }
+
+    /// Puts an order into a shard's queue, waiting for room in it.
+    async fn post(&self, shard: usize, order: Order) {
+        let mut order = order;
+        while let Err(back) = self.0.shards[shard].mailbox.post(order) {
+            order = back;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    async fn take_reports(self) {
+        loop {
+            self.0.reports.notified().await;
+            for number in 0..self.0.shards.len() {
+                while let Some(report) = self.0.shards[number].mailbox.next_report() {
+                    self.take_report(number, report).await;
+                }
+            }
+        }
+    }
+
+    async fn take_report(&self, shard: usize, report: Report) {
+        match report {
+            Report::Relay(relay::Report::SessionEnded { base, why, vm }) => {
+                let vm = self.name(vm);
+                if why.is_fault() {
+                    warn!(session = base.0, vm, %why, "session ended by its client's fault");
+                } else {
+                    debug!(session = base.0, vm, %why, "session ended");
+                }
+            }
+            Report::Relay(relay::Report::LinkEnded { vm, why }) => {
+                if why != relay::Gone::Ordered {
+                    self.lost(vm, &format!("stream channel: {why}")).await;
+                }
+            }
+            Report::Relay(relay::Report::LinkBlocked { vm, by }) => {
+                let vm = self.name(vm);
+                warn!(vm, session = by.0, "a client does not read: its VM's stream channel is held back");
+            }
+            Report::Relay(relay::Report::LinkUnblocked { vm }) => {
+                let vm = self.name(vm);
+                info!(vm, "the VM's stream channel is read again");
+            }
+            Report::Drained => {
+                self.0.draining.set(self.0.draining.get().saturating_sub(1));
+                if self.0.draining.get() == 0 {
+                    self.0.drained.notify_one();
+                }
+            }
+            Report::Failed(error) => {
+                tracing::error!(shard, %error, "the shard's ring failed; the daemon cannot go on");
+                self.0.failed.notify_one();
+            }
+        }
+    }
+
+    /// A VM's name for people; its number once the name is free.
+    fn name(&self, key: u64) -> String {
+        self.0.registry.borrow_mut().by_key(key).map_or_else(|| format!("#{key}"), |(id, _)| id.to_owned())
+    }
+
+    /// What `status` shows.
+    pub async fn status(&self) -> Status {
+        let mut links = Vec::new();
+        for shard in 0..self.0.shards.len() {
+            let (reply, answer) = oneshot::channel();
+            self.post(shard, Order::Status(reply)).await;
+            links.extend(answer.await.unwrap_or_default().into_iter().map(|link| (shard, link)));
+        }
+        let mut vms: Vec<VmStatus> = self.0.registry.borrow().vms.iter().map(|(id, vm)| vm_status(id, vm)).collect();
+        for (shard, link) in links {
+            let id = self.name(link.vm);
+            let position = vms.iter().position(|vm| vm.id == id).unwrap_or_else(|| {
+                let shard = u32::try_from(shard).unwrap_or(u32::MAX);
+                vms.push(VmStatus { id, state: "gone".to_owned(), shard, ..VmStatus::default() });
+                vms.len() - 1
+            });
+            let vm = &mut vms[position];
+            (vm.to_client, vm.to_agent, vm.blocked_by) = (link.to_client, link.to_agent, link.blocked_by);
+            vm.queued_to_agent = link.sessions.iter().map(|session| session.queued_to_agent).sum();
+            vm.sessions = link.sessions;
+        }
+        let shards = self.0.shards.iter().enumerate();
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_ms: u64::try_from(self.0.began.elapsed().as_millis()).unwrap_or(u64::MAX),
+            socket: self.0.settings.socket.clone(),
+            clients: self.0.clients.get(),
+            cpu_us: process::cpu_us(),
+            memory_bytes: process::memory_bytes(),
+            open_fds: process::open_fds(),
+            counters: self.0.counters.get(),
+            shards: shards.map(|(n, s)| s.stats.status(u32::try_from(n).unwrap_or(u32::MAX), s.cpu)).collect(),
+            vms,
+        }
+    }
+
+    /// Refuses new work and lets every client that reads have what it is owed, until `deadline`.
+    pub async fn drain(&self, deadline: Instant) {
+        self.0.stopping.set(true);
+        self.0.draining.set(self.0.shards.len());
+        for shard in 0..self.0.shards.len() {
+            self.post(shard, Order::Drain).await;
+        }
+        if timeout_at(deadline, self.0.drained.notified()).await.is_err() {
+            warn!("stopping although some clients have not read what they are owed");
+        }
+    }
+
+    /// Waits until a shard cannot go on.
+    pub async fn failed(&self) {
+        self.0.failed.notified().await;
+    }
+}
+
+fn vm_status(id: &str, vm: &registry::Vm) -> VmStatus {
+    let channel = vm.control.as_ref().map(channel::ControlHandle::status).unwrap_or_default();
+    let state = match &vm.state {
+        VmState::Connecting => "connecting",
+        VmState::Ready if channel.command.is_some_and(|(_, overdue)| overdue) => "unresponsive",
+        VmState::Ready => "ready",
+        VmState::Gone(_) => "gone",
+    };
+    VmStatus {
+        id: id.to_owned(),
+        state: state.to_owned(),
+        shard: u32::try_from(vm.shard).unwrap_or(u32::MAX),
+        ctl: vm.ctl.clone(),
+        io: vm.io.clone(),
+        command: channel.command.map(|(name, _)| name.to_owned()),
+        commands_queued: channel.queued as u64,
+        ..VmStatus::default()
+    }
+}
+
+/// Takes a socket out of the runtime for a shard.
+fn into_blocking(stream: UnixStream) -> io::Result<OwnedFd> {
+    let stream = stream.into_std()?;
+    stream.set_nonblocking(false)?;
+    fds::grow_send_buffer(stream.as_fd())?;
+    Ok(stream.into())
+}
+
+/// Names the limit behind a failed system call.
+fn out_of(error: io::Error) -> RequestError {
+    let hint = match error.raw_os_error().map(nix::errno::Errno::from_raw) {
+        Some(nix::errno::Errno::EMFILE) => "no descriptor left in the daemon (RLIMIT_NOFILE)".to_owned(),
+        Some(nix::errno::Errno::ENFILE) => "no descriptor left on the host (fs.file-max)".to_owned(),
+        _ => error.to_string(),
+    };
+    RequestError::Resources(hint)
+}

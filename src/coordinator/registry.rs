@@ -1,0 +1,254 @@
+//! What the coordinator knows: VMs by name, sessions by sequence, and the one counter sequences come from.
+//!
+//! Pure. The asymmetry to know: a VM that died keeps its name until bye, so that a runtime's clean-up succeeds, but
+//! gives it up at once to a new hello.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::channel::ControlHandle;
+use crate::limits::{SEQ_END, VM_ID_MAX, VMS_MAX};
+use crate::wire::hyper::StreamSeq;
+
+/// What a VM can be doing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum VmState {
+    /// hello is under way.
+    Connecting,
+    /// Commands and sessions are served.
+    Ready,
+    /// It died; why.
+    Gone(String),
+}
+
+/// One VM.
+#[derive(Debug)]
+pub(super) struct Vm {
+    /// Its number on the shards; never reused.
+    pub(super) key: u64,
+    pub(super) shard: usize,
+    pub(super) state: VmState,
+    /// Paths of its two sockets.
+    pub(super) ctl: String,
+    pub(super) io: String,
+    pub(super) control: Option<ControlHandle>,
+}
+
+/// Which VM a client is attached to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmRef {
+    pub(super) key: u64,
+    pub(super) id: String,
+}
+
+impl VmRef {
+    /// The VM's name.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+}
+
+/// Why a request failed: what the client is told, word for word.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    /// A member of hello is missing or empty.
+    #[error("malformed hello command")]
+    MalformedHello,
+    /// The name is too long.
+    #[error("containerId of {0} bytes: at most {VM_ID_MAX}")]
+    NameTooLong(usize),
+    /// The name is taken.
+    #[error("{0}: container already registered")]
+    AlreadyRegistered(String),
+    /// No such VM.
+    #[error("unknown containerID: {0}")]
+    Unknown(String),
+    /// The VM died.
+    #[error("{id}: the VM is gone: {why}")]
+    Gone {
+        /// Its name.
+        id: String,
+        /// Why.
+        why: String,
+    },
+    /// hello first.
+    #[error("client not attached to a vm")]
+    NotAttached,
+    /// Neither 1 nor 2.
+    #[error("asking for unexpected number of streams ({0})")]
+    Streams(i64),
+    /// No such hyperstart command.
+    #[error("unknown command '{0}'")]
+    UnknownCommand(String),
+    /// The message is longer than agents take.
+    #[error("message too long {0}")]
+    MessageTooLong(usize),
+    /// The agent's answer, or its absence.
+    #[error("{0}")]
+    Command(#[from] super::control::CommandError),
+    /// The VM's sockets cannot be connected to.
+    #[error("{id}: cannot connect to {path}: {why}")]
+    Connect {
+        /// The VM's name.
+        id: String,
+        /// Which socket.
+        path: String,
+        /// Why not.
+        why: String,
+    },
+    /// The path is not one this client may use.
+    #[error("{id}: {why}")]
+    Path {
+        /// The VM's name.
+        id: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// The agent never said that it is up.
+    #[error("{id}: the agent gave no sign of life within {seconds} s")]
+    NotReady {
+        /// The VM's name.
+        id: String,
+        /// How long was waited.
+        seconds: u64,
+    },
+    /// Too many VMs.
+    #[error("too many VMs ({VMS_MAX})")]
+    TooManyVms,
+    /// The counter is used up.
+    #[error("no stream sequences left: restart the daemon")]
+    NoSequences,
+    /// Out of something; names it.
+    #[error("out of resources: {0}")]
+    Resources(String),
+    /// The daemon is stopping.
+    #[error("the daemon is stopping")]
+    Stopping,
+}
+
+/// All VMs and sessions.
+#[derive(Debug)]
+pub(super) struct Registry {
+    pub(super) vms: BTreeMap<String, Vm>,
+    ids: HashMap<u64, String>,
+    /// VMs per shard.
+    load: Vec<usize>,
+    next_key: u64,
+    next_seq: u64,
+}
+
+impl Registry {
+    pub(super) fn new(shards: usize) -> Registry {
+        Registry { vms: BTreeMap::new(), ids: HashMap::new(), load: vec![0; shards], next_key: 1, next_seq: 1 }
+    }
+
+    /// Takes a name for a VM that connects, on the shard with the fewest VMs.
+    pub(super) fn reserve(&mut self, id: &str, ctl: &str, io: &str) -> Result<VmRef, RequestError> {
+        if id.len() > VM_ID_MAX {
+            return Err(RequestError::NameTooLong(id.len()));
+        }
+        match self.vms.get(id).map(|vm| (&vm.state, vm.key)) {
+            Some((VmState::Gone(_), key)) => drop(self.remove(key)),
+            Some(_) => return Err(RequestError::AlreadyRegistered(id.to_owned())),
+            None => {}
+        }
+        if self.vms.len() >= VMS_MAX {
+            return Err(RequestError::TooManyVms);
+        }
+        let shard = self.load.iter().enumerate().min_by_key(|&(_, load)| *load).map_or(0, |(shard, _)| shard);
+        self.load[shard] += 1;
+        let key = self.next_key;
+        self.next_key += 1;
+        let state = VmState::Connecting;
+        let vm = Vm { key, shard, state, ctl: ctl.to_owned(), io: io.to_owned(), control: None };
+        self.vms.insert(id.to_owned(), vm);
+        self.ids.insert(key, id.to_owned());
+        Ok(VmRef { key, id: id.to_owned() })
+    }
+
+    /// Forgets a VM.
+    pub(super) fn remove(&mut self, key: u64) -> Option<Vm> {
+        let vm = self.vms.remove(&self.ids.remove(&key)?)?;
+        self.load[vm.shard] -= 1;
+        Some(vm)
+    }
+
+    /// The VM with this number, whatever its state.
+    pub(super) fn by_key(&mut self, key: u64) -> Option<(&str, &mut Vm)> {
+        let id = self.ids.get(&key)?;
+        Some((id, self.vms.get_mut(id)?))
+    }
+
+    /// The VM a client is attached to, if it can be used.
+    pub(super) fn usable(&mut self, vm: &VmRef) -> Result<&mut Vm, RequestError> {
+        match self.by_key(vm.key) {
+            None => Err(RequestError::Unknown(vm.id.clone())),
+            Some((id, Vm { state: VmState::Gone(why), .. })) => {
+                Err(RequestError::Gone { id: id.to_owned(), why: why.clone() })
+            }
+            Some((_, found)) => Ok(found),
+        }
+    }
+
+    /// The VM with this name, in any state but connecting.
+    pub(super) fn find(&self, id: &str) -> Result<VmRef, RequestError> {
+        match self.vms.get(id) {
+            Some(vm) if vm.state != VmState::Connecting => Ok(VmRef { key: vm.key, id: id.to_owned() }),
+            _ => Err(RequestError::Unknown(id.to_owned())),
+        }
+    }
+
+    /// Takes `streams` sequences in a row, never used before.
+    pub(super) fn sequences(&mut self, streams: u8) -> Result<StreamSeq, RequestError> {
+        let base = self.next_seq;
+        let next = base + u64::from(streams);
+        if next > SEQ_END {
+            return Err(RequestError::NoSequences);
+        }
+        self.next_seq = next;
+        Ok(StreamSeq(base))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_belongs_to_one_vm_until_it_dies_or_leaves() {
+        let mut registry = Registry::new(2);
+        let first = registry.reserve("vm", "/c", "/i").unwrap();
+        let taken = registry.reserve("vm", "/c", "/i").unwrap_err();
+        assert_eq!(taken.to_string(), "vm: container already registered");
+        assert_eq!(registry.find("vm").unwrap_err().to_string(), "unknown containerID: vm");
+        registry.by_key(first.key).unwrap().1.state = VmState::Gone("killed".to_owned());
+        let attached = registry.find("vm").unwrap();
+        assert_eq!(attached, first);
+        assert_eq!(registry.usable(&first).unwrap_err().to_string(), "vm: the VM is gone: killed");
+        let second = registry.reserve("vm", "/c", "/i").unwrap();
+        assert_ne!(first.key, second.key);
+        assert_eq!(registry.usable(&first).unwrap_err().to_string(), "unknown containerID: vm");
+        assert!(registry.remove(second.key).is_some());
+        assert!(registry.remove(second.key).is_none());
+    }
+
+    #[test]
+    fn vms_are_spread_over_shards() {
+        let mut registry = Registry::new(3);
+        let keys: Vec<_> = (0..9).map(|n| registry.reserve(&format!("vm{n}"), "/c", "/i").unwrap().key).collect();
+        assert_eq!(registry.load, [3, 3, 3]);
+        let freed = registry.remove(keys[4]).unwrap().shard;
+        let next = registry.reserve("next", "/c", "/i").unwrap();
+        assert_eq!(registry.by_key(next.key).unwrap().1.shard, freed);
+    }
+
+    #[test]
+    fn sequences_are_never_reused_and_end_below_what_a_float_holds() {
+        let mut registry = Registry::new(1);
+        assert_eq!(registry.sequences(2).unwrap(), StreamSeq(1));
+        assert_eq!(registry.sequences(1).unwrap(), StreamSeq(3));
+        assert_eq!(registry.sequences(2).unwrap(), StreamSeq(4));
+        registry.next_seq = SEQ_END - 2;
+        assert_eq!(registry.sequences(2).unwrap(), StreamSeq(SEQ_END - 2));
+        assert_eq!(registry.sequences(1), Err(RequestError::NoSequences));
+    }
+}

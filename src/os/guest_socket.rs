@@ -1,0 +1,141 @@
+//! Opening the sockets of a VM on a client's behalf, and nothing else: a daemon with privileges must not be a way to
+//! talk to sockets the client may not talk to.
+//!
+//! The path is opened once, without connecting; what it turned out to be is checked; and the connection is made to
+//! that very file, whatever the path has become since.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::{Mode, SFlag, fstat};
+
+use crate::limits::UNIX_PATH_MAX;
+
+/// Why a path is not connected to. The client is at fault, or the operator has to allow more.
+#[derive(Debug, thiserror::Error)]
+pub enum PathError {
+    /// Longer than a socket's path can be.
+    #[error("socket path of {len} bytes: at most {UNIX_PATH_MAX}")]
+    TooLong {
+        /// Its bytes.
+        len: usize,
+    },
+    /// Relative to nobody knows what.
+    #[error("{0}: not an absolute path")]
+    Relative(String),
+    /// It cannot be opened.
+    #[error("{path}: {errno}")]
+    Open {
+        /// The path.
+        path: String,
+        /// Why.
+        errno: Errno,
+    },
+    /// Some other kind of file.
+    #[error("{0}: not a socket")]
+    NotASocket(String),
+    /// Neither the client's own nor below an allowed directory.
+    #[error("{path}: owned by uid {owner}, not by the client (uid {client}), and not below any --vm-dir")]
+    NotAllowed {
+        /// The path.
+        path: String,
+        /// Who owns the socket.
+        owner: u32,
+        /// Who asked.
+        client: u32,
+    },
+}
+
+/// A socket file that may be connected to.
+#[derive(Debug)]
+pub struct GuestSocket {
+    file: OwnedFd,
+}
+
+impl GuestSocket {
+    /// Opens `path` for a client with this user ID. Sockets of its own are allowed anywhere, others below `vm_dirs`.
+    ///
+    /// # Errors
+    /// What is wrong with the path.
+    pub fn open(path: &str, client: u32, vm_dirs: &[PathBuf]) -> Result<GuestSocket, PathError> {
+        if path.len() > UNIX_PATH_MAX {
+            return Err(PathError::TooLong { len: path.len() });
+        }
+        if !path.starts_with('/') {
+            return Err(PathError::Relative(path.to_owned()));
+        }
+        let refused = |errno| PathError::Open { path: path.to_owned(), errno };
+        let file = open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).map_err(refused)?;
+        let stat = fstat(&file).map_err(refused)?;
+        if SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT != SFlag::S_IFSOCK {
+            return Err(PathError::NotASocket(path.to_owned()));
+        }
+        let socket = GuestSocket { file };
+        if stat.st_uid == client || socket.is_below(vm_dirs) {
+            Ok(socket)
+        } else {
+            Err(PathError::NotAllowed { path: path.to_owned(), owner: stat.st_uid, client })
+        }
+    }
+
+    /// Where to connect to reach this very file.
+    pub fn address(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
+    }
+
+    fn is_below(&self, dirs: &[PathBuf]) -> bool {
+        let Ok(real) = std::fs::read_link(self.address()) else { return false };
+        dirs.iter().filter_map(|dir| canonical(dir).ok()).any(|dir| real.starts_with(dir))
+    }
+}
+
+fn canonical(dir: &Path) -> io::Result<PathBuf> {
+    std::fs::canonicalize(dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    #[test]
+    fn own_sockets_and_those_below_a_vm_dir() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ctl.sock");
+        let _listener = UnixListener::bind(&path).unwrap();
+        let (path, me) = (path.to_str().unwrap(), nix::unistd::getuid().as_raw());
+        let own = GuestSocket::open(path, me, &[]).unwrap();
+        UnixStream::connect(own.address()).unwrap();
+        let dirs = [dir.path().to_owned()];
+        assert!(GuestSocket::open(path, me + 1, &dirs).is_ok());
+        let elsewhere = [PathBuf::from("/proc")];
+        assert!(matches!(GuestSocket::open(path, me + 1, &elsewhere), Err(PathError::NotAllowed { .. })));
+    }
+
+    #[test]
+    fn a_link_out_of_the_vm_dir_leads_nowhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let vms = dir.path().join("vms");
+        std::fs::create_dir(&vms).unwrap();
+        let outside = dir.path().join("outside.sock");
+        let _listener = UnixListener::bind(&outside).unwrap();
+        let link = vms.join("ctl.sock");
+        std::os::unix::fs::symlink(&outside, &link).unwrap();
+        let stranger = nix::unistd::getuid().as_raw() + 1;
+        let opened = GuestSocket::open(link.to_str().unwrap(), stranger, &[vms]);
+        assert!(matches!(opened, Err(PathError::NotAllowed { .. })));
+    }
+
+    #[test]
+    fn what_is_no_socket_is_refused() {
+        let long = format!("/{}", "x".repeat(199));
+        assert!(matches!(GuestSocket::open(&long, 0, &[]), Err(PathError::TooLong { len: 200 })));
+        assert!(matches!(GuestSocket::open("ctl.sock", 0, &[]), Err(PathError::Relative(_))));
+        assert!(matches!(GuestSocket::open("/proc/version", 0, &[]), Err(PathError::NotASocket(_))));
+        let missing = GuestSocket::open("/nonexistent/ctl.sock", 0, &[]);
+        assert!(matches!(missing, Err(PathError::Open { errno: Errno::ENOENT, .. })));
+    }
+}

@@ -1,0 +1,200 @@
+//! How the coordinator and a shard talk: orders one way, reports the other, both through bounded queues.
+//!
+//! Whoever finds a queue full keeps what it has and is woken when there is room; nothing is dropped. The asymmetry to
+//! know: a shard never waits for the coordinator, so a full queue of reports goes into a backlog of its own, whose
+//! length is bounded by the links and sessions that can end.
+
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crossbeam_queue::ArrayQueue;
+use tokio::sync::{Notify, oneshot};
+
+use crate::limits::MAILBOX_LEN;
+use crate::reactor::Waker;
+use crate::relay::{self, LinkStatus};
+use crate::wire::hyper::StreamSeq;
+
+/// What the coordinator tells a shard.
+#[derive(Debug)]
+pub enum Order {
+    /// Serve a VM's stream channel.
+    OpenLink {
+        /// The VM's number.
+        vm: u64,
+        /// Its socket.
+        fd: OwnedFd,
+    },
+    /// End a VM: what its clients are owed goes to them, then EOF.
+    CloseLink {
+        /// The VM's number.
+        vm: u64,
+    },
+    /// Serve a session.
+    OpenSession {
+        /// The VM's number.
+        vm: u64,
+        /// First sequence.
+        base: StreamSeq,
+        /// Number of sequences: 1 or 2.
+        streams: u8,
+        /// Our end of the client's socket.
+        fd: OwnedFd,
+    },
+    /// Say how the links and sessions are.
+    Status(oneshot::Sender<Vec<LinkStatus>>),
+    /// End every VM and report when every client that reads has what it is owed.
+    Drain,
+    /// End the thread.
+    Stop,
+}
+
+/// What a shard tells the coordinator.
+#[derive(Debug)]
+pub enum Report {
+    /// Something happened to a link or a session.
+    Relay(relay::Report),
+    /// Nothing is owed to any client any more.
+    Drained,
+    /// The ring failed; the shard's thread ends.
+    Failed(std::io::Error),
+}
+
+/// The two queues between the coordinator and one shard.
+#[derive(Debug)]
+struct Queues {
+    orders: ArrayQueue<Order>,
+    reports: ArrayQueue<Report>,
+    /// The shard has reports that did not fit.
+    backlogged: AtomicBool,
+}
+
+/// The coordinator's end.
+#[derive(Debug, Clone)]
+pub struct Mailbox {
+    queues: Arc<Queues>,
+    waker: Waker,
+}
+
+/// The shard's end.
+#[derive(Debug)]
+pub struct ShardMailbox {
+    queues: Arc<Queues>,
+    waker: Waker,
+    backlog: VecDeque<Report>,
+    notify: Arc<Notify>,
+}
+
+/// Makes both ends. `notify` is told when there are reports; all shards share one.
+pub fn mailbox(waker: Waker, notify: Arc<Notify>) -> (Mailbox, ShardMailbox) {
+    let queues = Arc::new(Queues {
+        orders: ArrayQueue::new(MAILBOX_LEN),
+        reports: ArrayQueue::new(MAILBOX_LEN),
+        backlogged: AtomicBool::new(false),
+    });
+    let ours = Mailbox { queues: Arc::clone(&queues), waker: waker.clone() };
+    (ours, ShardMailbox { queues, waker, backlog: VecDeque::new(), notify })
+}
+
+impl Mailbox {
+    /// Puts an order into the shard's queue and wakes it.
+    ///
+    /// # Errors
+    /// Gives the order back when the queue is full.
+    pub fn post(&self, order: Order) -> Result<(), Order> {
+        self.queues.orders.push(order)?;
+        self.waker.wake();
+        Ok(())
+    }
+
+    /// The next report.
+    pub fn next_report(&self) -> Option<Report> {
+        let report = self.queues.reports.pop();
+        if self.queues.backlogged.swap(false, Ordering::SeqCst) {
+            self.waker.wake();
+        }
+        report
+    }
+}
+
+impl ShardMailbox {
+    /// The next order.
+    pub fn next_order(&self) -> Option<Order> {
+        self.queues.orders.pop()
+    }
+
+    /// Queues a report and tells the coordinator.
+    pub fn report(&mut self, report: Report) {
+        self.backlog.push_back(report);
+    }
+
+    /// Moves reports into the queue, as many as fit.
+    pub fn deliver(&mut self) {
+        if self.backlog.is_empty() {
+            return;
+        }
+        while let Some(report) = self.backlog.pop_front() {
+            if let Err(report) = self.queues.reports.push(report) {
+                self.backlog.push_front(report);
+                self.queues.backlogged.store(true, Ordering::SeqCst);
+                break;
+            }
+        }
+        self.notify.notify_one();
+    }
+
+    /// Announces that the shard will sleep; `false` when there is something to do first.
+    pub fn may_sleep(&self) -> bool {
+        self.waker.announce_sleep();
+        let has_room = !self.backlog.is_empty() && !self.queues.reports.is_full();
+        let may = self.queues.orders.is_empty() && !has_room;
+        if !may {
+            self.waker.awake();
+        }
+        may
+    }
+
+    /// The shard is awake.
+    pub fn awake(&self) {
+        self.waker.awake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn orders_keep_their_order_and_full_means_full() {
+        let (ours, theirs) = mailbox(Waker::new().unwrap(), Arc::new(Notify::new()));
+        for vm in 0..MAILBOX_LEN as u64 {
+            ours.post(Order::CloseLink { vm }).unwrap();
+        }
+        assert!(matches!(ours.post(Order::Drain), Err(Order::Drain)));
+        assert!(!theirs.may_sleep());
+        for vm in 0..MAILBOX_LEN as u64 {
+            assert!(matches!(theirs.next_order(), Some(Order::CloseLink { vm: got }) if got == vm));
+        }
+        assert!(theirs.may_sleep());
+    }
+
+    #[test]
+    fn reports_that_do_not_fit_wait_and_none_is_lost() {
+        let (ours, mut theirs) = mailbox(Waker::new().unwrap(), Arc::new(Notify::new()));
+        let total = MAILBOX_LEN as u64 + 10;
+        for vm in 0..total {
+            theirs.report(Report::Relay(relay::Report::LinkUnblocked { vm }));
+        }
+        theirs.deliver();
+        assert!(theirs.may_sleep(), "there is no room, so there is nothing to do");
+        for want in 0..total {
+            let got = ours.next_report().unwrap();
+            assert!(matches!(got, Report::Relay(relay::Report::LinkUnblocked { vm }) if vm == want));
+            assert!(theirs.backlog.is_empty() || !theirs.may_sleep(), "there is room again");
+            theirs.deliver();
+        }
+        assert!(ours.next_report().is_none());
+    }
+}

@@ -1,0 +1,335 @@
+//! The data plane: one thread, one ring, the plane's rules carried out on sockets.
+//!
+//! [`Shard::turn`] is all it does: reap, take orders, act, flush. It never blocks but in its ring, and never waits
+//! for the coordinator. The asymmetry to know: orders are taken after the completions were reaped and before they are
+//! acted upon, so a session ordered before its process was started is there when that process's first output is.
+
+mod mailbox;
+mod stats;
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::thread;
+
+use nix::errno::Errno;
+use tokio::sync::Notify;
+
+pub use self::mailbox::{Mailbox, Order, Report, ShardMailbox, mailbox};
+pub use self::stats::{ShardStats, Snapshot};
+
+use crate::buf::Direction;
+use crate::os::cpu;
+use crate::reactor::{Event, Features, Reactor, SocketId, Waker};
+use crate::relay::{self, Effect, Gone, LinkId, Peer, Plane, Sent, SessionId, Tuning};
+use crate::wire::hyper::StreamSeq;
+
+/// What a shard is made of.
+#[derive(Debug, Clone)]
+pub struct ShardConfig {
+    /// Its number.
+    pub number: u32,
+    /// The CPU to run on; `None`: wherever the kernel likes.
+    pub cpu: Option<u32>,
+    /// Bounds of its plane.
+    pub tuning: Tuning,
+    /// Sockets it has room for.
+    pub sockets: u32,
+    /// What the kernel offers.
+    pub features: Features,
+}
+
+/// A running shard, as the coordinator holds it.
+#[derive(Debug)]
+pub struct ShardHandle {
+    /// Its queues.
+    pub mailbox: Mailbox,
+    /// Its counters.
+    pub stats: Arc<ShardStats>,
+    /// The CPU it is pinned to.
+    pub cpu: Option<u32>,
+    /// Its thread.
+    pub thread: thread::JoinHandle<()>,
+}
+
+/// One shard's state.
+#[derive(Debug)]
+struct Shard {
+    reactor: Reactor,
+    plane: Plane,
+    mailbox: ShardMailbox,
+    stats: Arc<ShardStats>,
+    links: HashMap<u64, LinkId>,
+    /// By socket slot: whose socket it is.
+    peers: Vec<Option<(SocketId, Peer)>>,
+    link_sockets: Vec<Option<SocketId>>,
+    session_sockets: Vec<Option<SocketId>>,
+    effects: Vec<Effect>,
+    draining: bool,
+    turns: u64,
+}
+
+/// Starts a shard's thread and waits until its ring is there.
+///
+/// # Errors
+/// The kernel's: no thread, no ring, no such CPU.
+pub fn spawn(config: ShardConfig, notify: Arc<Notify>) -> io::Result<ShardHandle> {
+    let waker = Waker::new()?;
+    let (ours, theirs) = mailbox(waker.clone(), notify);
+    let stats = Arc::new(ShardStats::default());
+    let (made, is_made) = std::sync::mpsc::sync_channel(1);
+    let (shared, cpu) = (Arc::clone(&stats), config.cpu);
+    let thread = thread::Builder::new().name(format!("shard-{}", config.number)).spawn(move || {
+        match Shard::new(&config, waker, theirs, shared) {
+            Ok(shard) => {
+                let _ = made.send(Ok(()));
+                shard.run();
+            }
+            Err(error) => {
+                let _ = made.send(Err(error));
+            }
+        }
+    })?;
+    is_made.recv().unwrap_or_else(|_| Err(io::Error::other("the shard's thread ended at once")))?;
+    Ok(ShardHandle { mailbox: ours, stats, cpu, thread })
+}
+
+impl Shard {
+    fn new(config: &ShardConfig, waker: Waker, mailbox: ShardMailbox, stats: Arc<ShardStats>) -> io::Result<Shard> {
+        if let Some(cpu) = config.cpu {
+            cpu::pin(cpu)?;
+        }
+        Ok(Shard {
+            reactor: Reactor::new(config.features, config.sockets, waker)?,
+            plane: Plane::new(config.tuning),
+            mailbox,
+            stats,
+            links: HashMap::new(),
+            peers: Vec::new(),
+            link_sockets: Vec::new(),
+            session_sockets: Vec::new(),
+            effects: Vec::new(),
+            draining: false,
+            turns: 0,
+        })
+    }
+
+    fn run(mut self) {
+        let mut events = Vec::new();
+        loop {
+            match self.turn(&mut events) {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => {
+                    self.mailbox.report(Report::Failed(error));
+                    self.mailbox.deliver();
+                    return;
+                }
+            }
+        }
+    }
+
+    /// One turn; `false` when the shard was told to stop.
+    fn turn(&mut self, events: &mut Vec<Event>) -> io::Result<bool> {
+        let wait = self.mailbox.may_sleep();
+        self.reactor.turn(wait, events)?;
+        self.mailbox.awake();
+        self.turns += 1;
+        while let Some(order) = self.mailbox.next_order() {
+            if !self.obey(order) {
+                return Ok(false);
+            }
+        }
+        for event in events.drain(..) {
+            self.act(event);
+        }
+        self.plane.flush(&mut self.reactor.mem);
+        self.carry_out();
+        self.plane.clear_views();
+        if self.draining && self.plane.owed_to_clients() == 0 {
+            self.draining = false;
+            self.mailbox.report(Report::Drained);
+        }
+        self.mailbox.deliver();
+        self.stats.store(&self.snapshot());
+        Ok(true)
+    }
+
+    fn obey(&mut self, order: Order) -> bool {
+        match order {
+            Order::OpenLink { vm, fd } => self.open_link(vm, fd),
+            Order::CloseLink { vm } => {
+                if let Some(&link) = self.links.get(&vm) {
+                    self.plane.gone(&mut self.reactor.mem, Peer::Agent(link), Gone::Ordered);
+                }
+            }
+            Order::OpenSession { vm, base, streams, fd } => self.open_session(vm, base, streams, fd),
+            Order::Status(reply) => {
+                // Nobody waits for the answer any more: that is theirs to decide.
+                let _ = reply.send(self.plane.status());
+            }
+            Order::Drain => {
+                self.plane.drain(&mut self.reactor.mem);
+                self.draining = true;
+            }
+            Order::Stop => return false,
+        }
+        self.carry_out();
+        true
+    }
+
+    fn open_link(&mut self, vm: u64, fd: OwnedFd) {
+        match self.reactor.add(fd, Direction::ToClient) {
+            Ok(socket) => {
+                let link = self.plane.open_link(vm);
+                self.links.insert(vm, link);
+                remember(&mut self.link_sockets, link.0 as usize, socket);
+                self.take_in(socket, Peer::Agent(link));
+            }
+            Err(error) => {
+                let why = Gone::Error(format!("no room for the stream channel on its shard: {error}"));
+                self.mailbox.report(Report::Relay(relay::Report::LinkEnded { vm, why }));
+            }
+        }
+    }
+
+    fn open_session(&mut self, vm: u64, base: StreamSeq, streams: u8, fd: OwnedFd) {
+        let refused = |why| Report::Relay(relay::Report::SessionEnded { base, vm, why });
+        // A VM that ended while the order was under way: the descriptor closes, its client sees EOF.
+        let Some(&link) = self.links.get(&vm) else { return self.mailbox.report(refused(Gone::Ordered)) };
+        match self.reactor.add(fd, Direction::ToAgent) {
+            Ok(socket) => {
+                let session = self.plane.open_session(link, base, streams);
+                remember(&mut self.session_sockets, session.0 as usize, socket);
+                self.take_in(socket, Peer::Client(session));
+            }
+            Err(error) => self.mailbox.report(refused(Gone::Error(format!("no room on its shard: {error}")))),
+        }
+    }
+
+    fn take_in(&mut self, socket: SocketId, peer: Peer) {
+        let slot = socket.slot();
+        if self.peers.len() <= slot {
+            self.peers.resize(slot + 1, None);
+        }
+        self.peers[slot] = Some((socket, peer));
+        self.reactor.resume(socket);
+    }
+
+    /// Whose socket it is; `None` once it has been closed, whatever was still under way.
+    fn peer(&self, socket: SocketId) -> Option<Peer> {
+        let (current, peer) = (*self.peers.get(socket.slot())?)?;
+        (current == socket).then_some(peer)
+    }
+
+    fn socket(&self, peer: Peer) -> Option<SocketId> {
+        match peer {
+            Peer::Agent(LinkId(index)) => *self.link_sockets.get(index as usize)?,
+            Peer::Client(SessionId(index)) => *self.session_sockets.get(index as usize)?,
+        }
+    }
+
+    fn act(&mut self, event: Event) {
+        match event {
+            Event::Received(socket, view) => {
+                if let Some(peer) = self.peer(socket) {
+                    self.plane.received(&mut self.reactor.mem, peer, view);
+                }
+                self.reactor.mem.release(view.source);
+            }
+            Event::Ended(socket, errno) => match (self.peer(socket), errno) {
+                (Some(Peer::Client(session)), None) => self.plane.input_ended(&mut self.reactor.mem, session),
+                (Some(peer), errno) => self.plane.gone(&mut self.reactor.mem, peer, gone(errno)),
+                (None, _) => {}
+            },
+            Event::Sent(socket, outcome) => {
+                if let Some(peer) = self.peer(socket) {
+                    let sent = outcome.map_or_else(|errno| Sent::Failed(gone(Some(errno))), Sent::Taken);
+                    self.plane.sent(&mut self.reactor.mem, peer, sent);
+                }
+            }
+            Event::HungUp(socket) => {
+                if let Some(peer) = self.peer(socket) {
+                    self.plane.gone(&mut self.reactor.mem, peer, Gone::Closed);
+                }
+            }
+        }
+        self.carry_out();
+    }
+
+    fn carry_out(&mut self) {
+        let mut effects = std::mem::take(&mut self.effects);
+        self.plane.take_effects(&mut effects);
+        for effect in effects.drain(..) {
+            match effect {
+                Effect::Send { peer, views, wait } => {
+                    if let Some(socket) = self.socket(peer) {
+                        self.reactor.send(socket, self.plane.views(views), wait);
+                    }
+                }
+                Effect::Pause(peer) => self.socket(peer).into_iter().for_each(|socket| self.reactor.pause(socket)),
+                Effect::Resume(peer) => self.socket(peer).into_iter().for_each(|socket| self.reactor.resume(socket)),
+                Effect::WatchClose(session) => {
+                    let socket = self.socket(Peer::Client(session));
+                    socket.into_iter().for_each(|socket| self.reactor.watch_hang_up(socket));
+                }
+                Effect::Close(peer) => self.forget(peer),
+                Effect::Report(report) => self.report(report),
+            }
+        }
+        self.effects = effects;
+    }
+
+    fn forget(&mut self, peer: Peer) {
+        let socket = match peer {
+            Peer::Agent(LinkId(index)) => self.link_sockets[index as usize].take(),
+            Peer::Client(SessionId(index)) => self.session_sockets[index as usize].take(),
+        };
+        if let Some(socket) = socket {
+            self.peers[socket.slot()] = None;
+            self.reactor.close(socket);
+        }
+    }
+
+    fn report(&mut self, report: relay::Report) {
+        if let relay::Report::LinkEnded { vm, .. } = &report {
+            self.links.remove(vm);
+        }
+        self.mailbox.report(Report::Relay(report));
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        let totals = self.plane.totals();
+        let counters = self.reactor.counters();
+        let (links, sessions) = self.plane.counts();
+        Snapshot {
+            links: links as u64,
+            sessions: sessions as u64,
+            turns: self.turns,
+            to_client: totals.to_client,
+            to_agent: totals.to_agent,
+            skipped_frames: totals.skipped,
+            buffers_exhausted: counters.buffers_exhausted,
+            stale_completions: counters.stale,
+            chunks_in_use: self.reactor.mem.chunks.in_use() as u64,
+            links_blocked: totals.blocked,
+            faulty_peers: totals.faults,
+        }
+    }
+}
+
+fn remember(table: &mut Vec<Option<SocketId>>, index: usize, socket: SocketId) {
+    if table.len() <= index {
+        table.resize(index + 1, None);
+    }
+    table[index] = Some(socket);
+}
+
+/// What an ended receive or a failed send says about the peer.
+fn gone(errno: Option<Errno>) -> Gone {
+    match errno {
+        None | Some(Errno::EPIPE | Errno::ECONNRESET) => Gone::Closed,
+        Some(errno) => Gone::Error(errno.to_string()),
+    }
+}
