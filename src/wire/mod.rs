@@ -1,6 +1,7 @@
 //! Bytes to messages and back. No descriptor, no clock, no `unsafe`; every length is checked before it is used.
 //!
-//! `hyper` is what agents speak, `cc1` what protocol 1 clients speak, `admin` what the admin socket answers. Decoders take bytes in any pieces.
+//! `hyper` is what agents speak, `cc1` what protocol 1 clients speak, `admin` what the admin socket answers. Decoders
+//! take bytes in any pieces.
 
 pub mod admin;
 pub mod cc1;
