@@ -28,3 +28,22 @@ impl Pending {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Pending;
+
+    #[test]
+    fn what_was_taken_does_not_pile_up() {
+        let mut pending = Pending::default();
+        pending.push(b"a");
+        for _ in 0..1_000 {
+            pending.push(b"bc");
+            pending.take(2);
+            assert_eq!(pending.rest().len(), 1);
+            assert!(pending.bytes.len() <= 3);
+        }
+        pending.take(1);
+        assert_eq!((pending.rest(), pending.bytes.capacity()), (&b""[..], 0));
+    }
+}
