@@ -3,9 +3,10 @@
 //! All integers are big endian. A message's length counts its 8-byte header, a frame's its 12-byte header.
 //! The one asymmetry to know: a frame from the agent may be far longer than the one it accepts.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::DecodeError;
+use super::pending::Pending;
 
 /// Bytes of a control channel message's header.
 pub const MESSAGE_HEADER_LEN: usize = 8;
@@ -152,24 +153,24 @@ impl Message {
 /// Puts control channel messages together from pieces of any size.
 #[derive(Debug)]
 pub struct MessageDecoder {
-    pending: Vec<u8>,
+    pending: Pending,
     max: usize,
 }
 
 impl MessageDecoder {
     /// Accepts messages of up to `max` bytes, header included.
     pub fn new(max: usize) -> MessageDecoder {
-        MessageDecoder { pending: Vec::new(), max }
+        MessageDecoder { pending: Pending::default(), max }
     }
 
     /// Adds received bytes.
     pub fn push(&mut self, bytes: &[u8]) {
-        self.pending.extend_from_slice(bytes);
+        self.pending.push(bytes);
     }
 
     /// Whether a message has begun and not ended.
     pub fn is_mid_message(&self) -> bool {
-        !self.pending.is_empty()
+        !self.pending.rest().is_empty()
     }
 
     /// Takes the next whole message, `None` while more bytes are needed.
@@ -177,18 +178,13 @@ impl MessageDecoder {
     /// # Errors
     /// A length outside 8 ..= max. The channel cannot go on.
     pub fn next_message(&mut self) -> Result<Option<Message>, DecodeError> {
-        let Some((head, _)) = self.pending.split_first_chunk::<MESSAGE_HEADER_LEN>() else { return Ok(None) };
+        let received = self.pending.rest();
+        let Some((head, _)) = received.split_first_chunk::<MESSAGE_HEADER_LEN>() else { return Ok(None) };
         let code = u32::from_be_bytes([head[0], head[1], head[2], head[3]]);
         let len = u32::from_be_bytes([head[4], head[5], head[6], head[7]]);
         let len = check_length(len, MESSAGE_HEADER_LEN, self.max)?;
-        if self.pending.len() < len {
-            return Ok(None);
-        }
-        let payload = self.pending[MESSAGE_HEADER_LEN..len].to_vec();
-        self.pending.drain(..len);
-        if self.pending.is_empty() {
-            self.pending = Vec::new();
-        }
+        let Some(payload) = received.get(MESSAGE_HEADER_LEN..len).map(<[u8]>::to_vec) else { return Ok(None) };
+        self.pending.take(len);
         Ok(Some(Message { code, payload }))
     }
 }
@@ -266,7 +262,7 @@ pub struct EnvVar {
     /// Name.
     pub env: String,
     /// Value.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_absent")]
     pub value: String,
 }
 
@@ -278,17 +274,22 @@ pub struct Process {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
     /// Give it a terminal; `stderr` is then 0.
+    #[serde(deserialize_with = "null_is_absent")]
     pub terminal: bool,
     /// Sequence of stdin and stdout.
+    #[serde(deserialize_with = "null_is_absent")]
     pub stdio: u64,
     /// Sequence of stderr; 0 when there is none of its own.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(deserialize_with = "null_is_absent", skip_serializing_if = "is_zero")]
     pub stderr: u64,
     /// Program and arguments.
+    #[serde(deserialize_with = "null_is_absent")]
     pub args: Vec<String>,
     /// Environment.
+    #[serde(deserialize_with = "null_is_absent")]
     pub envs: Vec<EnvVar>,
     /// Working directory.
+    #[serde(deserialize_with = "null_is_absent")]
     pub workdir: String,
     /// User name or number.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -297,8 +298,13 @@ pub struct Process {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
     /// Supplementary group names or numbers.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "null_is_absent", skip_serializing_if = "Vec::is_empty")]
     pub additional_groups: Vec<String>,
+}
+
+/// Go programs write a slice that was never set as `null`.
+fn null_is_absent<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's skip_serializing_if passes a reference")]
@@ -310,7 +316,7 @@ fn is_zero(n: &u64) -> bool {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecCmd {
     /// The container to run in.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_absent")]
     pub container: String,
     /// What to run.
     pub process: Process,
@@ -323,18 +329,18 @@ pub struct NewContainer {
     /// Container ID, unique in the pod.
     pub id: String,
     /// Directory that becomes the process's root.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_absent")]
     pub rootfs: String,
     /// Image name; informative.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_absent")]
     pub image: String,
     /// The first process.
     pub process: Process,
     /// `never`, `always`, `onFailure`; only `never` (or absent) is honoured.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[serde(default, deserialize_with = "null_is_absent", skip_serializing_if = "String::is_empty")]
     pub restart_policy: String,
     /// Ask the agent to create missing directories.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_absent")]
     pub initialize: bool,
 }
 
@@ -369,13 +375,13 @@ pub struct RemoveContainer {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WinSize {
     /// The session's `stdio` sequence.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, deserialize_with = "null_is_absent", skip_serializing_if = "is_zero")]
     pub seq: u64,
     /// 1.x: the container.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[serde(default, deserialize_with = "null_is_absent", skip_serializing_if = "String::is_empty")]
     pub container: String,
     /// 1.x: the process's `id`.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[serde(default, deserialize_with = "null_is_absent", skip_serializing_if = "String::is_empty")]
     pub process: String,
     /// Rows of the terminal, in characters.
     pub row: u16,
@@ -387,7 +393,7 @@ pub struct WinSize {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileCommand {
     /// Container whose root the path starts at.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_absent")]
     pub container: String,
     /// The path.
     pub file: String,

@@ -1,10 +1,14 @@
 //! Bytes to messages and back. No descriptor, no clock, no `unsafe`; every length is checked before it is used.
 //!
-//! `hyper` is what agents speak, `cc1` what protocol 1 clients speak, `admin` what the admin socket answers. Decoders take bytes in any pieces.
+//! `hyper` is what agents speak, `cc1` what protocol 1 clients speak, `admin` what the admin socket answers;
+//! `fuzzing` holds the properties that hold for any bytes. Decoders take bytes in any pieces.
 
 pub mod admin;
 pub mod cc1;
+pub mod fuzzing;
 pub mod hyper;
+mod members;
+mod pending;
 
 /// Why bytes could not be decoded. The connection they came from is at fault and cannot go on.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
