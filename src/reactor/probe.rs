@@ -25,14 +25,15 @@ pub struct Features {
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
     /// The kernel is older than required.
-    #[error("Linux {found} is too old: ringway needs {}.{} or newer (Debian 12 has 6.1)", MINIMUM_KERNEL.0, MINIMUM_KERNEL.1)]
+    #[error("Linux {found} is too old: ringway needs {}.{} or newer", MINIMUM_KERNEL.0, MINIMUM_KERNEL.1)]
     TooOld {
         /// Its release string.
         found: String,
     },
     /// `kernel.io_uring_disabled` forbids it.
     #[error(
-        "io_uring is disabled on this host (kernel.io_uring_disabled = {value}): run `sysctl -w kernel.io_uring_disabled=0`{}",
+        "io_uring is disabled on this host (kernel.io_uring_disabled = {value}): run \
+         `sysctl -w kernel.io_uring_disabled=0`{}",
         if *value == 1 { ", or run ringway as root or in the group kernel.io_uring_group names" } else { "" }
     )]
     Disabled {
