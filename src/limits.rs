@@ -83,6 +83,9 @@ pub const SHARDS_MAX: usize = 256;
 /// Client connections served at once (`--max-clients`); more wait in the listener's backlog.
 pub const CLIENTS_MAX: usize = 4_096;
 
+/// Admin clients served at once.
+pub const ADMIN_CLIENTS_MAX: usize = 64;
+
 /// Registered VMs at once.
 pub const VMS_MAX: usize = 16_384;
 

@@ -2,9 +2,11 @@
 //!
 //! This module and `reactor` are the only places with `unsafe`.
 
+pub mod activation;
 pub mod cpu;
 pub mod fds;
 pub mod guest_socket;
+pub mod listener;
 pub mod process;
 pub mod region;
 pub mod rlimit;
