@@ -10,3 +10,9 @@ pub mod buf;
 pub mod os;
 pub mod reactor;
 pub mod relay;
+
+pub mod client;
+pub mod config;
+pub mod daemon;
+
+pub mod cli;

@@ -6,3 +6,4 @@ pub mod cpu;
 pub mod fds;
 pub mod region;
 pub mod rlimit;
+pub mod terminal;
