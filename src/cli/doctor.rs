@@ -66,7 +66,7 @@ impl Check {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut checks = vec![kernel(), io_uring_switch(), ring(), descriptors(), locked_memory(), send_buffer()];
-    checks.push(socket_directory(&args.sockets.proxy()));
+    checks.push(socket_directory(&args.sockets.proxy.path()));
     checks.extend(args.vm_dir.iter().map(|dir| vm_directory(dir)));
     checks.push(daemon(&args.sockets)?);
     let text = if args.json { serde_json::to_string_pretty(&checks)? + "\n" } else { render(&checks) };

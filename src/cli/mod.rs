@@ -53,28 +53,37 @@ pub enum Command {
     Man(pages::ManArgs),
 }
 
-/// Which daemon to talk to.
+/// Which daemon to talk to, for what needs only the proxy socket.
 #[derive(Debug, Clone, Default, clap::Args)]
-pub struct Sockets {
+pub struct ProxySocket {
     /// The daemon's proxy socket [default: as for `ringway serve`]
     #[arg(long, value_name = "PATH", env = "RINGWAY_SOCKET", hide_env_values = true)]
     pub socket: Option<PathBuf>,
+}
+
+impl ProxySocket {
+    fn path(&self) -> PathBuf {
+        self.socket.clone().unwrap_or_else(config::default_socket)
+    }
+
+    fn client(&self) -> client::Result<client::Client> {
+        client::Client::connect(self.path())
+    }
+}
+
+/// Which daemon to ask how it is.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Sockets {
+    #[command(flatten)]
+    proxy: ProxySocket,
     /// The daemon's admin socket [default: admin.sock next to the proxy socket]
     #[arg(long, value_name = "PATH", env = "RINGWAY_ADMIN_SOCKET", hide_env_values = true)]
     pub admin_socket: Option<PathBuf>,
 }
 
 impl Sockets {
-    fn proxy(&self) -> PathBuf {
-        self.socket.clone().unwrap_or_else(config::default_socket)
-    }
-
     fn admin(&self) -> PathBuf {
-        self.admin_socket.clone().unwrap_or_else(|| config::admin_socket_beside(&self.proxy()))
-    }
-
-    fn client(&self) -> client::Result<client::Client> {
-        client::Client::connect(self.proxy())
+        self.admin_socket.clone().unwrap_or_else(|| config::admin_socket_beside(&self.proxy.path()))
     }
 
     fn admin_client(&self) -> client::Result<client::admin::AdminClient> {

@@ -8,8 +8,8 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Subcommand;
 
-use super::Sockets;
 use super::show::{self, Align, Table};
+use super::{ProxySocket, Sockets};
 use crate::wire::admin::VmStatus;
 
 /// Flags of `ringway vm`.
@@ -32,14 +32,14 @@ enum Command {
         #[arg(long, value_name = "PATH")]
         io: PathBuf,
         #[command(flatten)]
-        sockets: Sockets,
+        socket: ProxySocket,
     },
     /// Unregister a VM: close its sockets and end all its sessions
     Rm {
         /// The VM's name
         id: String,
         #[command(flatten)]
-        sockets: Sockets,
+        socket: ProxySocket,
     },
     /// List the VMs
     Ls {
@@ -53,13 +53,13 @@ enum Command {
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     match args.command {
-        Command::Add { id, ctl, io, sockets } => {
+        Command::Add { id, ctl, io, socket } => {
             // The daemon runs elsewhere: a path relative to here means nothing to it.
             let (ctl, io) = (absolute(&ctl)?, absolute(&io)?);
-            sockets.client()?.hello(&id, &ctl, &io).with_context(|| format!("cannot add VM {}", show::plain(&id)))?;
+            socket.client()?.hello(&id, &ctl, &io).with_context(|| format!("cannot add VM {}", show::plain(&id)))?;
         }
-        Command::Rm { id, sockets } => {
-            sockets.client()?.bye(&id).with_context(|| format!("cannot remove VM {}", show::plain(&id)))?;
+        Command::Rm { id, socket } => {
+            socket.client()?.bye(&id).with_context(|| format!("cannot remove VM {}", show::plain(&id)))?;
         }
         Command::Ls { json, sockets } => {
             let vms = sockets.admin_client()?.status()?.vms;

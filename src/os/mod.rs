@@ -2,8 +2,8 @@
 //!
 //! This module and `reactor` are the only places with `unsafe`.
 
+pub mod console;
 pub mod cpu;
 pub mod fds;
 pub mod region;
 pub mod rlimit;
-pub mod terminal;
