@@ -136,6 +136,14 @@ impl SessionWriter {
         (&*self.socket).write_all(&encode_header(self.stdio, 0)).map_err(Error::from)
     }
 
+    /// Bounds the time one write may wait; `None`, the default, waits for ever.
+    ///
+    /// # Errors
+    /// [`Error::Io`] for a duration of zero.
+    pub fn set_timeout(&mut self, timeout: Option<Duration>) -> Result<()> {
+        self.socket.set_write_timeout(timeout).map_err(Error::Io)
+    }
+
     /// Ends the session in both directions at once; a reader in another thread sees its end.
     pub fn shut_down(&self) {
         // Fails only where the other end is gone already, which is what was wanted.

@@ -23,6 +23,9 @@ use crate::wire::hyper::{SignalProcess, StreamSeq, WinSize};
 /// Time the agent has to take a signal.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// Time the daemon has to take the end of stdin when this process leaves.
+const LAST_WRITE: Duration = Duration::from_millis(500);
+
 /// What is read from the descriptor.
 const WATCHED: [Signal; 7] = [
     Signal::SIGINT,
@@ -99,11 +102,11 @@ impl Watch {
         }
     }
 
-    /// Ends this process as the signal would have, after closing the command's stdin where that needs no waiting.
+    /// Ends this process as the signal would have, after closing the command's stdin where that is possible soon.
     fn leave(&self, signal: i32) -> ! {
         console::leave_raw_mode();
         if let Ok(mut writer) = self.writer.try_lock() {
-            let _ = writer.end_stdin();
+            let _ = writer.set_timeout(Some(LAST_WRITE)).and_then(|()| writer.end_stdin());
         }
         std::process::exit(128 + signal)
     }
