@@ -27,25 +27,32 @@ pub fn window_size(fd: BorrowedFd<'_>) -> Option<WindowSize> {
     (size.ws_row > 0 && size.ws_col > 0).then_some(WindowSize { rows: size.ws_row, columns: size.ws_col })
 }
 
-/// What standard input's terminal was set to before raw mode.
-static SAVED: Mutex<Option<Termios>> = Mutex::new(None);
+/// How far raw mode has come; it goes one way only.
+#[derive(Debug)]
+enum Raw {
+    /// Never entered.
+    Before,
+    /// Entered; what the terminal was set to before.
+    Entered(Termios),
+    /// Left for good: the process is on its way out.
+    Left,
+}
+
+static RAW: Mutex<Raw> = Mutex::new(Raw::Before);
 
 /// Standard input's terminal in raw mode, for as long as this lives.
 #[derive(Debug)]
 pub struct RawMode(());
 
 impl RawMode {
-    /// Puts standard input's terminal into raw mode. A panic anywhere in the process leaves it too, also where
-    /// panics abort.
+    /// Puts standard input's terminal into raw mode, once in the life of a process. A panic anywhere in the process
+    /// leaves it too, also where panics abort.
     ///
     /// # Errors
-    /// The kernel's; `ENOTTY` when standard input is no terminal.
+    /// The kernel's; `ENOTTY` when standard input is no terminal. `Interrupted` when raw mode was entered or left
+    /// before: another thread is ending the process.
     pub fn enter() -> io::Result<RawMode> {
         static HOOK: Once = Once::new();
-        let stdin = io::stdin();
-        let before = tcgetattr(stdin.as_fd())?;
-        let mut raw = before.clone();
-        cfmakeraw(&mut raw);
         HOOK.call_once(|| {
             let previous = std::panic::take_hook();
             std::panic::set_hook(Box::new(move |info| {
@@ -53,8 +60,17 @@ impl RawMode {
                 previous(info);
             }));
         });
-        *SAVED.lock().unwrap_or_else(PoisonError::into_inner) = Some(before);
-        tcsetattr(stdin.as_fd(), SetArg::TCSADRAIN, &raw)?;
+        // Held over both calls: whoever leaves comes before all of it or after all of it.
+        let mut state = RAW.lock().unwrap_or_else(PoisonError::into_inner);
+        if !matches!(*state, Raw::Before) {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        let stdin = io::stdin();
+        let before = tcgetattr(stdin.as_fd())?;
+        let mut raw = before.clone();
+        cfmakeraw(&mut raw);
+        tcsetattr(stdin.as_fd(), SetArg::TCSANOW, &raw)?;
+        *state = Raw::Entered(before);
         Ok(RawMode(()))
     }
 }
@@ -65,11 +81,11 @@ impl Drop for RawMode {
     }
 }
 
-/// Gives standard input's terminal the settings it had before raw mode. Call it before `std::process::exit`; it does
-/// nothing when there is nothing to restore. A terminal that is gone needs no restoring, so errors are ignored.
+/// Gives standard input's terminal the settings it had before raw mode, for good. Call it before
+/// `std::process::exit`. A terminal that is gone needs no restoring, so errors are ignored.
 pub fn leave_raw_mode() {
-    let saved = SAVED.lock().unwrap_or_else(PoisonError::into_inner).take();
-    if let Some(before) = saved {
-        let _ = tcsetattr(io::stdin().as_fd(), SetArg::TCSADRAIN, &before);
+    let mut state = RAW.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Raw::Entered(before) = std::mem::replace(&mut *state, Raw::Left) {
+        let _ = tcsetattr(io::stdin().as_fd(), SetArg::TCSANOW, &before);
     }
 }

@@ -3,7 +3,9 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Output, Stdio};
 
+use nix::pty::{OpenptyResult, Winsize, openpty};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::termios::{LocalFlags, Termios, tcgetattr};
 use nix::unistd::Pid;
 
 use crate::proxy::Proxy;
@@ -113,4 +115,67 @@ fn a_signal_the_agent_refuses_ends_ringway() {
     let (_, stderr, code) = texts(&child.wait_with_output().unwrap());
     assert_eq!(code, Some(128 + Signal::SIGUSR2 as i32));
     assert!(stderr.contains("the agent does not take signal 12"), "{stderr}");
+}
+
+/// A terminal, and an exec on it that runs `terminal` and has entered raw mode.
+struct OnTerminal {
+    child: Child,
+    screen: BufReader<std::fs::File>,
+    keyboard: std::fs::File,
+    slave: std::os::fd::OwnedFd,
+    before: Termios,
+}
+
+fn on_terminal(proxy: &Proxy) -> OnTerminal {
+    let size = Winsize { ws_row: 33, ws_col: 111, ws_xpixel: 0, ws_ypixel: 0 };
+    let OpenptyResult { master, slave } = openpty(&size, None).unwrap();
+    let before = tcgetattr(&slave).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ringway"));
+    command.args(["exec", "--tty", "--vm", "vm", "--socket"]).arg(proxy.socket()).args(["--", "terminal"]);
+    let end = || Stdio::from(slave.try_clone().unwrap());
+    let child = command.env("TERM", "vt220").stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
+    let keyboard = std::fs::File::from(master.try_clone().unwrap());
+    let mut screen = BufReader::new(std::fs::File::from(master));
+    let mut line = String::new();
+    screen.read_line(&mut line).unwrap();
+    assert_eq!(line, "ready\r\n");
+    let now = tcgetattr(&slave).unwrap();
+    assert!(!now.local_flags.intersects(LocalFlags::ICANON | LocalFlags::ECHO | LocalFlags::ISIG), "raw mode");
+    OnTerminal { child, screen, keyboard, slave, before }
+}
+
+fn sizes(proxy: &Proxy) -> Vec<String> {
+    proxy.commands().into_iter().filter(|(name, _)| name == "winsize").map(|(_, data)| data).collect()
+}
+
+#[test]
+fn a_terminal_is_raw_while_the_command_runs() {
+    let proxy = Proxy::start();
+    let mut on = on_terminal(&proxy);
+    assert_eq!(sizes(&proxy), [r#"{"seq":1,"row":33,"column":111}"#]);
+    let start = proxy.commands().into_iter().find(|(name, _)| name == "execcmd").unwrap().1;
+    assert!(start.contains(r#""terminal":true"#) && !start.contains("stderr"), "{start}");
+    assert!(start.contains(r#"{"env":"TERM","value":"vt220"}"#), "{start}");
+    send(&on.child, Signal::SIGWINCH);
+    while sizes(&proxy).len() < 2 {
+        std::thread::yield_now();
+    }
+    // ^C is a byte for the command, not a signal for ringway.
+    on.keyboard.write_all(b"\x03").unwrap();
+    let mut echoed = [0];
+    on.screen.read_exact(&mut echoed).unwrap();
+    assert_eq!(echoed, [3]);
+    assert_eq!(on.child.wait().unwrap().code(), Some(6));
+    assert_eq!(tcgetattr(&on.slave).unwrap(), on.before, "restored");
+}
+
+#[test]
+fn a_signal_restores_the_terminal() {
+    let proxy = Proxy::start();
+    for signal in [Signal::SIGTERM, Signal::SIGHUP] {
+        let mut on = on_terminal(&proxy);
+        send(&on.child, signal);
+        assert_eq!(on.child.wait().unwrap().code(), Some(128 + signal as i32));
+        assert_eq!(tcgetattr(&on.slave).unwrap(), on.before, "restored after {signal}");
+    }
 }

@@ -154,7 +154,7 @@ impl Connection {
         let mut state = self.state.lock().unwrap();
         state.commands.push((hyper.hyper_name.clone(), data.clone()));
         match hyper.hyper_name.as_str() {
-            "ping" => cc1::Response::ok(),
+            "ping" | "winsize" => cc1::Response::ok(),
             "execcmd" => {
                 let ExecCmd { process, .. } = serde_json::from_str(&data).unwrap();
                 if process.args[0] == "missing" {
@@ -218,6 +218,13 @@ impl Program {
                 self.send(self.process.stdio, b"ready\n");
                 let signal = self.signals.recv().unwrap();
                 self.end(u8::try_from(signal).unwrap() + 100);
+            }
+            "terminal" => {
+                assert!(self.process.terminal && self.process.stderr == 0);
+                self.send(self.process.stdio, b"ready\r\n");
+                let typed = self.stdin().unwrap_or_default();
+                self.send(self.process.stdio, &typed);
+                self.end(6);
             }
             "drop" => self.send(self.process.stdio, b"half").then_some(()).unwrap(),
             other => panic!("no program {other}"),
