@@ -15,6 +15,7 @@ use serde::Serialize;
 use super::{Sockets, show};
 use crate::client::Error;
 use crate::os::fds::SEND_BUFFER;
+use crate::reactor;
 
 /// Flags of `ringway doctor`.
 #[derive(Debug, clap::Args)]
@@ -102,7 +103,7 @@ fn kernel_release(release: &str) -> Check {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse::<u32>().ok());
     let version = numbers.next().flatten().zip(numbers.next().flatten());
     match version {
-        Some(version) if version >= (6, 1) => Check::ok("kernel", release),
+        Some(version) if version >= reactor::MINIMUM_KERNEL => Check::ok("kernel", release),
         Some(_) => {
             Check::fail("kernel", release, "Ringway needs Linux 6.1 or later (Debian 12 has it): upgrade the kernel")
         }
@@ -125,31 +126,16 @@ fn io_uring_switch() -> Check {
 }
 
 fn ring() -> Check {
-    match probe_ring() {
-        Ok(found) => Check::ok("io_uring", found),
-        Err(e) => {
-            let remedy = match e.raw_os_error() {
-                Some(nix::libc::EPERM) => {
-                    "the kernel switch or a seccomp filter forbids it: a container needs a profile that allows \
-                     io_uring_setup, io_uring_enter and io_uring_register"
-                }
-                Some(nix::libc::ENOSYS) => "the kernel was built without CONFIG_IO_URING, or a seccomp filter hides it",
-                Some(nix::libc::ENOMEM) => "raise the limit on locked memory (LimitMEMLOCK=, ulimit -l)",
-                Some(nix::libc::EMFILE | nix::libc::ENFILE) => {
-                    "raise the limit on descriptors (LimitNOFILE=, ulimit -n)"
-                }
-                _ => "see io_uring_setup(2) for this error",
-            };
-            Check::fail("io_uring", format!("a ring cannot be made: {e}"), remedy)
+    const NAME: &str = "io_uring";
+    match reactor::probe() {
+        Ok(features) if features.incremental_buffers => Check::ok(NAME, "a ring can be made, with incremental buffers"),
+        Ok(_) => Check::ok(NAME, "a ring can be made; incremental buffers (Linux 6.12) would save memory"),
+        Err(error) => {
+            let text = error.to_string();
+            let (found, remedy) = text.split_once(": ").unwrap_or((&text, "see io_uring_setup(2) for this error"));
+            Check::fail(NAME, found, remedy)
         }
     }
-}
-
-/// Makes a small ring and drops it.
-fn probe_ring() -> std::io::Result<String> {
-    let ring = io_uring::IoUring::new(8)?;
-    drop(ring);
-    Ok("a ring can be made".to_owned())
 }
 
 fn descriptors() -> Check {

@@ -9,6 +9,7 @@ mod signals;
 
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -75,8 +76,14 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
 
     let id = process_id();
     let control = Control::new(args.socket.path(), &args.vm, &args.container, &id, io_base);
-    let watch = Watch { control: Arc::new(Mutex::new(control)), writer: Arc::clone(&writer), tty: args.tty };
-    let control = Arc::clone(&watch.control);
+    let control = Arc::new(Mutex::new(control));
+    let leaving = Arc::new(AtomicBool::new(false));
+    let watch = Watch {
+        control: Arc::clone(&control),
+        writer: Arc::clone(&writer),
+        tty: args.tty,
+        leaving: Arc::clone(&leaving),
+    };
     std::thread::spawn(move || watch.run(&signals));
 
     let stdin_is_terminal = io::stdin().is_terminal();
@@ -98,6 +105,9 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     spawn_stdin(writer, at_end);
     let end = pump::outputs(&mut reader, streams > 1);
     drop(raw);
+    while leaving.load(Ordering::SeqCst) {
+        std::thread::park();
+    }
     match end? {
         End::Status(status) => Ok(ExitCode::from(status)),
         End::Closed => {

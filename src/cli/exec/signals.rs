@@ -7,6 +7,7 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -75,6 +76,8 @@ pub(super) struct Watch {
     pub(super) control: Arc<Mutex<Control>>,
     pub(super) writer: Arc<Mutex<SessionWriter>>,
     pub(super) tty: bool,
+    /// Set once this thread ends the process: the main thread must then not end it with another status.
+    pub(super) leaving: Arc<AtomicBool>,
 }
 
 impl Watch {
@@ -94,6 +97,7 @@ impl Watch {
                     self.leave(signal);
                 }
                 Reaction::Leave => {
+                    self.leaving.store(true, Ordering::SeqCst);
                     lock(&self.control).signal(signal);
                     self.leave(signal);
                 }
@@ -104,6 +108,7 @@ impl Watch {
 
     /// Ends this process as the signal would have, after closing the command's stdin where that is possible soon.
     fn leave(&self, signal: i32) -> ! {
+        self.leaving.store(true, Ordering::SeqCst);
         console::leave_raw_mode();
         if let Ok(mut writer) = self.writer.try_lock() {
             let _ = writer.set_timeout(Some(LAST_WRITE)).and_then(|()| writer.end_stdin());
