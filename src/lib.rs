@@ -7,8 +7,19 @@ pub mod limits;
 pub mod wire;
 
 pub mod buf;
-pub mod coordinator;
 pub mod os;
-pub mod reactor;
 pub mod relay;
+
+pub mod reactor;
 pub mod shard;
+
+pub mod coordinator;
+pub mod door;
+
+pub mod agent;
+pub mod client;
+
+pub mod config;
+pub mod daemon;
+
+pub mod cli;

@@ -85,6 +85,26 @@ pub const CLIENTS_MAX: usize = 4_096;
 
 /// Admin clients served at once.
 pub const ADMIN_CLIENTS_MAX: usize = 64;
+/// The most `--max-clients` may be raised to.
+pub const CLIENTS_CEILING: usize = 65_536;
+
+/// The least `--agent-frame-max` may be lowered to: below it headers outweigh what they carry.
+pub const AGENT_FRAME_FLOOR: u32 = 512;
+
+/// The least `--control-message-max` may be lowered to: commands that start a process must pass.
+pub const CONTROL_MESSAGE_FLOOR: usize = 4_096;
+
+/// The least `--session-buffer` may be lowered to: one send and what arrives meanwhile.
+pub const SESSION_BUFFER_FLOOR: usize = 2 * CHUNK_LEN;
+
+/// The most `--total-buffer` may be raised to.
+pub const TOTAL_BUFFER_CEILING: usize = 1 << 46;
+
+/// The most `--deadline` and `--stop-timeout` may be raised to, in seconds.
+pub const SECONDS_MAX: u64 = 3_600;
+
+/// Highest number of a CPU that may be named, exclusive: what a `cpu_set_t` holds (sched_setaffinity(2)).
+pub const CPUS_END: u32 = 1_024;
 
 /// Registered VMs at once.
 pub const VMS_MAX: usize = 16_384;
@@ -107,4 +127,9 @@ const _: () = assert!(COPY_MAX < CHUNK_LEN);
 const _: () = assert!(CONTROL_MESSAGE_MAX < CC1_MESSAGE_MAX);
 const _: () =
     assert!(CC1_MESSAGE_MAX < 0x2_0000, "protocol 2 begins 00 02: a protocol 1 length must stay below 128 KiB");
-const _: () = assert!(SESSION_BUFFER <= TOTAL_BUFFER);
+const _: () = assert!(SESSION_BUFFER <= TOTAL_BUFFER && TOTAL_BUFFER <= TOTAL_BUFFER_CEILING);
+const _: () = assert!(SESSION_BUFFER_FLOOR <= SESSION_BUFFER);
+const _: () = assert!(AGENT_FRAME_FLOOR <= AGENT_FRAME_DEFAULT);
+const _: () = assert!(CONTROL_MESSAGE_FLOOR <= CONTROL_MESSAGE_MAX);
+const _: () = assert!(CLIENTS_MAX <= CLIENTS_CEILING);
+const _: () = assert!(COMMAND_DEADLINE_SECS <= SECONDS_MAX && STOP_TIMEOUT_SECS <= SECONDS_MAX);

@@ -3,6 +3,7 @@
 //! This module and `reactor` are the only places with `unsafe`.
 
 pub mod activation;
+pub mod console;
 pub mod cpu;
 pub mod fds;
 pub mod guest_socket;
