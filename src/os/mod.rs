@@ -3,3 +3,8 @@
 //! This module and `reactor` are the only places with `unsafe`.
 
 pub mod fds;
+pub mod process;
+pub mod rooted;
+pub mod serial;
+pub mod terminal;
+pub mod watched;
