@@ -7,3 +7,6 @@ pub mod limits;
 pub mod wire;
 
 pub mod os;
+
+pub mod agent;
+pub mod cli;
