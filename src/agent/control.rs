@@ -205,14 +205,14 @@ fn set_size(agent: &Agent, target: &Target, rows: u16, columns: u16) -> Result<(
         .map_err(|error| Refusal(format!("cannot set the terminal's size: {error}")))
 }
 
-/// Ends every process: TERM (and HUP, which interactive shells heed), a moment, KILL; then gives the host a moment
-/// to take the last output and statuses.
+/// Ends every process: TERM (on terminals HUP too, which interactive shells heed), a moment, KILL; then gives the
+/// host a moment to take the last output and statuses.
 pub(super) async fn end_everything(agent: &Agent) {
     agent.stopping.set(true);
     let leaders = agent.pod.borrow().pids(None);
-    for signal in [SIGTERM, SIGHUP, SIGCONT] {
-        signal_groups(&leaders, signal);
-    }
+    signal_groups(&leaders, SIGTERM);
+    signal_groups(&agent.pod.borrow().terminal_pids(), SIGHUP);
+    signal_groups(&leaders, SIGCONT);
     let grace = Instant::now() + Duration::from_millis(GUEST_TERM_GRACE_MS);
     wait_until(agent, grace, |agent| agent.pod.borrow().pids(None).is_empty()).await;
     signal_groups(&leaders, SIGKILL);

@@ -222,6 +222,11 @@ impl Pod {
         self.processes.values().filter(wanted).filter_map(|entry| entry.pid).collect()
     }
 
+    /// Process IDs that may be signalled, of processes on terminals.
+    pub(super) fn terminal_pids(&self) -> Vec<i32> {
+        self.processes.values().filter(|entry| entry.terminal.is_some()).filter_map(|entry| entry.pid).collect()
+    }
+
     /// Processes whose status is not delivered yet.
     pub(super) fn unfinished(&self) -> usize {
         self.processes.len()

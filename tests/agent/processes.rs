@@ -108,7 +108,7 @@ fn a_terminal_has_a_size_and_its_keys() {
     let guest = Guest::start(&[]);
     let mut host = guest.connect();
     let terminal = json!({ "terminal": true, "stderr": 0, "id": "shell" });
-    let script = "trap 'stty size' WINCH; stty size; tty; echo $TERM; echo READY; while read line; do echo got $line; done; echo BYE";
+    let script = "tty; echo $TERM; echo READY; while read line; do echo got $line; stty size; done; echo BYE";
     host.exec_with(1, &["sh", "-c", script], terminal.clone());
     host.expect(1, "READY\r\n");
     assert!(host.text(1).contains("/dev/pts/") && host.text(1).contains("xterm\r\n"), "{}", host.text(1));
