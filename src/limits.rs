@@ -121,6 +121,42 @@ pub const READY_PATIENCE_MS: u64 = 1_000;
 /// Seconds a stopping daemon spends on flushing what clients are owed (`--stop-timeout`).
 pub const STOP_TIMEOUT_SECS: u64 = 5;
 
+/// `ringway agent`: the API version it answers (`--api-version`). Source: hyperstart 0.7.
+pub const GUEST_API_VERSION: u32 = 4_242;
+
+/// `ringway agent`: longest frame it writes, header included (`--frame-max`). Source: hyperstart's agents.
+pub const GUEST_FRAME_DEFAULT: u32 = 10_240;
+
+/// `ringway agent`: the range of `--frame-max`. The least still lets one gathered read fill a whole turn.
+pub const GUEST_FRAME_RANGE: (u32, u32) = (128, 1024 * 1024);
+
+/// `ringway agent`: the range of `--control-max`, longest control channel message it takes, header included.
+pub const GUEST_CONTROL_RANGE: (usize, usize) = (64, 64 * 1024 * 1024);
+
+/// `ringway agent`: bytes read from one process's output in its turn.
+pub const GUEST_READ: usize = 64 * 1024;
+
+/// `ringway agent`: stdin bytes held for one process; above it the stream channel is not read.
+pub const GUEST_STDIN_BUFFER: usize = 1024 * 1024;
+
+/// `ringway agent`: stdin bytes held for all processes; above it the stream channel is not read.
+pub const GUEST_STDIN_TOTAL: usize = 64 * 1024 * 1024;
+
+/// `ringway agent`: processes at once, those whose last output is not delivered included.
+pub const GUEST_PROCESSES_MAX: usize = 4_096;
+
+/// `ringway agent`: unknown sequences whose EOF answer may wait; more are not answered.
+pub const GUEST_STRAYS_MAX: usize = 1_024;
+
+/// `ringway agent`: milliseconds output stays open after its process ended, for descendants that still hold it.
+pub const GUEST_OUTPUT_GRACE_MS: u64 = 100;
+
+/// `ringway agent`: milliseconds between TERM and KILL when everything ends.
+pub const GUEST_TERM_GRACE_MS: u64 = 1_000;
+
+/// `ringway agent`: milliseconds the host has to take the last output and statuses when everything ends.
+pub const GUEST_FLUSH_MS: u64 = 1_000;
+
 const _: () = assert!(AGENT_FRAME_DEFAULT <= AGENT_FRAME_CEILING);
 const _: () = assert!(CC1_FRAME_MAX as usize <= SEND_MAX && AGENT_FRAME_CEILING as usize <= SEND_MAX);
 const _: () = assert!(COPY_MAX < CHUNK_LEN);
@@ -133,3 +169,6 @@ const _: () = assert!(AGENT_FRAME_FLOOR <= AGENT_FRAME_DEFAULT);
 const _: () = assert!(CONTROL_MESSAGE_FLOOR <= CONTROL_MESSAGE_MAX);
 const _: () = assert!(CLIENTS_MAX <= CLIENTS_CEILING);
 const _: () = assert!(COMMAND_DEADLINE_SECS <= SECONDS_MAX && STOP_TIMEOUT_SECS <= SECONDS_MAX);
+const _: () = assert!(GUEST_FRAME_DEFAULT >= GUEST_FRAME_RANGE.0 && GUEST_FRAME_DEFAULT <= GUEST_FRAME_RANGE.1);
+const _: () = assert!(CONTROL_MESSAGE_MAX >= GUEST_CONTROL_RANGE.0 && CONTROL_MESSAGE_MAX <= GUEST_CONTROL_RANGE.1);
+const _: () = assert!(GUEST_STDIN_BUFFER <= GUEST_STDIN_TOTAL);

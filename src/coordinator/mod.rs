@@ -27,7 +27,7 @@ use self::channel::Channel;
 use self::registry::{Registry, VmState};
 use crate::os::fds::{self, PeerCredentials};
 use crate::os::guest_socket::GuestSocket;
-use crate::os::process;
+use crate::os::usage;
 use crate::relay;
 use crate::shard::{Order, Report, ShardHandle};
 use crate::wire::admin::{Counters, Status, VmStatus};
@@ -376,9 +376,9 @@ impl Coordinator {
             uptime_ms: u64::try_from(self.0.began.elapsed().as_millis()).unwrap_or(u64::MAX),
             socket: self.0.settings.socket.clone(),
             clients: self.0.clients.get(),
-            cpu_us: process::cpu_us(),
-            memory_bytes: process::memory_bytes(),
-            open_fds: process::open_fds(),
+            cpu_us: usage::cpu_us(),
+            memory_bytes: usage::memory_bytes(),
+            open_fds: usage::open_fds(),
             counters: self.0.counters.get(),
             shards: shards.map(|(n, s)| s.stats.status(u32::try_from(n).unwrap_or(u32::MAX), s.cpu)).collect(),
             vms,

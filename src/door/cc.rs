@@ -198,9 +198,7 @@ impl Connection {
     async fn respond(&mut self, response: &Response, fd: Option<OwnedFd>) -> io::Result<()> {
         self.stream.write_all(&cc1::encode(response)).await?;
         let Some(fd) = fd else { return Ok(()) };
-        self.stream
-            .async_io(Interest::WRITABLE, || send_with_fd(self.stream.as_fd(), FD_BYTE, fd.as_fd()))
-            .await
+        self.stream.async_io(Interest::WRITABLE, || send_with_fd(self.stream.as_fd(), FD_BYTE, fd.as_fd())).await
     }
 }
 

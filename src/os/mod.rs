@@ -11,3 +11,8 @@ pub mod listener;
 pub mod process;
 pub mod region;
 pub mod rlimit;
+pub mod rooted;
+pub mod serial;
+pub mod terminal;
+pub mod usage;
+pub mod watched;
