@@ -125,7 +125,7 @@ fn a_terminal_has_a_size_and_its_keys() {
     assert_eq!(host.status(1), 0);
     assert!(host.text(1).contains("BYE\r\n"));
 
-    host.exec_with(3, &["sh", "-c", "echo READY; sleep 1000"], terminal);
+    host.exec_with(3, &["sh", "-c", "echo READY; exec sleep 1000"], terminal);
     host.expect(3, "READY");
     host.send(3, &[3]);
     assert_eq!(host.status(3), 128 + 2, "^C is SIGINT");
