@@ -217,12 +217,8 @@ pub(super) async fn end_everything(agent: &Agent) {
     wait_until(agent, grace, |agent| agent.pod.borrow().pids(None).is_empty()).await;
     signal_groups(&leaders, SIGKILL);
     let flushed = Instant::now() + Duration::from_millis(GUEST_FLUSH_MS);
-    wait_until(agent, flushed, |agent| {
-        agent.kill_orphans();
-        agent.pod.borrow().unfinished() == 0
-    })
-    .await;
-    agent.kill_orphans();
+    // Each one that is killed may leave children of its own behind, which become ours.
+    wait_until(agent, flushed, |agent| agent.kill_orphans() && agent.pod.borrow().unfinished() == 0).await;
 }
 
 /// Waits until it is so, or the time has come.
