@@ -300,7 +300,7 @@ impl Plane {
             session.to_client.drop_open(&mut self.arena, mem);
             session.to_agent.clear(&mut self.arena, mem);
             (session.cut, session.queued, session.blocks) = (None, false, false);
-            if std::mem::take(&mut session.paused) {
+            if std::mem::take(&mut session.paused) && session.state.has_input() {
                 self.effects.push(Effect::Resume(Peer::Client(session_id)));
             }
             if session.state.has_output() {
@@ -358,10 +358,11 @@ impl Plane {
         self.end_if_done(mem, id);
     }
 
-    /// Whether a session owes its client little enough for its link to be read again.
+    /// Whether a session owes its client little enough for its link to be read again. A frame that has not ended
+    /// never holds it back: only reading can end it.
     fn is_low<L: Leases>(&self, mem: &Memory<L>, id: SessionId) -> bool {
-        let owed = self.sessions[id.0 as usize].to_client.bytes();
-        owed == 0 || (owed <= self.tuning.session_buffer / 2 && !self.is_over_total(mem))
+        let out = &self.sessions[id.0 as usize].to_client;
+        out.ready() == 0 || (out.bytes() <= self.tuning.session_buffer / 2 && !self.is_over_total(mem))
     }
 
     fn is_over_total<L: Leases>(&self, mem: &Memory<L>) -> bool {
@@ -412,12 +413,13 @@ impl Plane {
         self.mark_link(id);
     }
 
-    /// Reads a paused client again once the agent has taken enough of what it sent.
+    /// Reads a paused client again once the agent has taken enough of what it sent. A frame that has not ended never
+    /// holds it back: only reading can end it.
     fn resume_client<L: Leases>(&mut self, mem: &Memory<L>, id: SessionId) {
         let over = self.is_over_total(mem);
         let session = &mut self.sessions[id.0 as usize];
-        let owed = session.to_agent.bytes();
-        if session.paused && (owed == 0 || (owed <= TO_AGENT_BUFFER / 2 && !over)) {
+        let out = &session.to_agent;
+        if session.paused && (out.ready() == 0 || (out.bytes() <= TO_AGENT_BUFFER / 2 && !over)) {
             session.paused = false;
             if session.state.has_input() {
                 self.effects.push(Effect::Resume(Peer::Client(id)));
@@ -470,18 +472,26 @@ impl Plane {
         }
         if matches!(link.sending, Sending::Waiting(_)) {
             self.hold_input(mem, id);
+        } else {
+            self.pause_client(id, false);
         }
         self.mark_link(link_id);
     }
 
     /// The agent does not keep up: moves a session's bytes for it to chunks, and stops reading its client when they
-    /// are too many.
+    /// are too many, or all sessions' together are.
     fn hold_input<L: Leases>(&mut self, mem: &mut Memory<L>, id: SessionId) {
         let over = self.is_over_total(mem);
         let session = &mut self.sessions[id.0 as usize];
         session.to_agent.settle(&mut self.arena, mem);
-        let owed = session.to_agent.bytes();
-        if !session.paused && session.state.has_input() && (owed >= TO_AGENT_BUFFER || (over && owed > 0)) {
+        self.pause_client(id, over);
+    }
+
+    /// Stops reading a client that sends faster than its agent takes, also when every try is taken whole.
+    fn pause_client(&mut self, id: SessionId, over: bool) {
+        let session = &mut self.sessions[id.0 as usize];
+        let full = session.to_agent.bytes() >= TO_AGENT_BUFFER || over;
+        if !session.paused && session.state.has_input() && full && session.to_agent.ready() > 0 {
             session.paused = true;
             self.effects.push(Effect::Pause(Peer::Client(id)));
         }
@@ -544,7 +554,7 @@ impl Plane {
             Sending::Trying(_) => return,
             Sending::Waiting(_) => {
                 session.to_client.settle(&mut self.arena, mem);
-                return self.block_link(mem, id);
+                return self.block_link(mem, id, None);
             }
             Sending::Idle => false,
             Sending::Blocked => {
@@ -558,18 +568,18 @@ impl Plane {
             session.sending = if wait { Sending::Waiting(bytes) } else { Sending::Trying(bytes) };
             self.effects.push(Effect::Send { peer: Peer::Client(id), views: begin..self.views.len(), wait });
         }
-        if wait {
-            self.block_link(mem, id);
-        }
+        self.block_link(mem, id, (!wait).then_some(bytes));
     }
 
-    /// Stops reading a link when one of its clients is owed too much.
-    fn block_link<L: Leases>(&mut self, mem: &mut Memory<L>, id: SessionId) {
-        let over = self.is_over_total(mem);
+    /// Stops reading a link when one of its clients is owed too much: behind the bytes just `tried`, so that a client
+    /// that keeps up but gets less a turn than its agent sends is bounded too, or with those that wait.
+    fn block_link<L: Leases>(&mut self, mem: &mut Memory<L>, id: SessionId, tried: Option<usize>) {
+        let over = tried.is_none() && self.is_over_total(mem);
+        let tried = tried.unwrap_or(0);
         let session = &mut self.sessions[id.0 as usize];
-        let owed = session.to_client.bytes();
+        let full = session.to_client.bytes() - tried >= self.tuning.session_buffer || over;
         let Some(link_id) = session.link else { return };
-        if session.blocks || owed == 0 || (owed < self.tuning.session_buffer && !over) {
+        if session.blocks || session.to_client.ready() == tried || !full {
             return;
         }
         session.blocks = true;
