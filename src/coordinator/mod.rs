@@ -34,6 +34,9 @@ use crate::wire::admin::{Counters, Status, VmStatus};
 use crate::wire::cc1;
 use crate::wire::hyper::{Code, MESSAGE_HEADER_LEN, StreamSeq};
 
+/// How often the log says that the same VM is held back.
+const WARN_PAUSE: Duration = Duration::from_secs(60);
+
 /// What an operator may set of the control plane.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -323,12 +326,14 @@ impl Coordinator {
                 }
             }
             Report::Relay(relay::Report::LinkBlocked { vm, by }) => {
-                let vm = self.name(vm);
-                warn!(vm, session = by.0, "a client does not read: its VM's stream channel is held back");
+                if self.may_warn(vm) {
+                    let vm = self.name(vm);
+                    warn!(vm, session = by.0, "a client does not keep up: its VM's stream channel is held back");
+                }
             }
             Report::Relay(relay::Report::LinkUnblocked { vm }) => {
                 let vm = self.name(vm);
-                info!(vm, "the VM's stream channel is read again");
+                debug!(vm, "the VM's stream channel is read again");
             }
             Report::Drained => {
                 self.0.draining.set(self.0.draining.get().saturating_sub(1));
@@ -341,6 +346,18 @@ impl Coordinator {
                 self.0.failed.notify_one();
             }
         }
+    }
+
+    /// Whether the log may say again that a client holds this VM back: a client that reads at its own pace does so
+    /// many times a second.
+    fn may_warn(&self, key: u64) -> bool {
+        let mut registry = self.0.registry.borrow_mut();
+        let Some((_, vm)) = registry.by_key(key) else { return false };
+        let may = vm.warned.is_none_or(|at| at.elapsed() >= WARN_PAUSE);
+        if may {
+            vm.warned = Some(Instant::now());
+        }
+        may
     }
 
     /// A VM's name for people; its number once the name is free.
