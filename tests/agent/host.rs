@@ -46,6 +46,11 @@ impl Guest {
         connect(self.dir.path())
     }
 
+    pub(crate) fn terminate(&self) {
+        let agent = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).unwrap());
+        nix::sys::signal::kill(agent, nix::sys::signal::Signal::SIGTERM).unwrap();
+    }
+
     /// Waits for the agent to end by itself.
     pub(crate) fn wait(&mut self) -> Option<i32> {
         let begin = Instant::now();
@@ -118,6 +123,16 @@ impl Device {
 
 impl Drop for Guest {
     fn drop(&mut self) {
+        // TERM, so that what its processes started goes too; KILL if it should not heed that.
+        let begin = Instant::now();
+        let mut is_running = matches!(self.child.try_wait(), Ok(None));
+        if is_running {
+            self.terminate();
+        }
+        while is_running && begin.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(2));
+            is_running = matches!(self.child.try_wait(), Ok(None));
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
