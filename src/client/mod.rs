@@ -54,12 +54,12 @@ pub use session::{Batch, Event, STDIN_PAYLOAD_MAX, Session, SessionReader, Sessi
 #[non_exhaustive]
 pub enum Error {
     /// Nobody answers at the socket: the daemon does not run, or this user may not connect.
-    #[error("cannot connect to {}: {source}; is the daemon running (`ringway doctor` tells)?", path.display())]
+    #[error("cannot connect to {}: {reason}; is the daemon running (`ringway doctor` tells)?", path.display())]
     Connect {
         /// The socket.
         path: PathBuf,
-        /// The kernel's reason.
-        source: io::Error,
+        /// The kernel's reason. Part of the message, so not told again as its source.
+        reason: io::Error,
     },
     /// The daemon, or the agent behind it, said no; the connection is sound and may be used further.
     #[error("{0}")]
@@ -75,7 +75,7 @@ pub enum Error {
     Protocol(String),
     /// The kernel refused something to this process.
     #[error("input or output failed: {0}")]
-    Io(#[source] io::Error),
+    Io(io::Error),
 }
 
 impl From<io::Error> for Error {
@@ -115,7 +115,7 @@ impl Client {
     pub fn connect(path: impl AsRef<Path>) -> Result<Client> {
         let path = path.as_ref();
         let connected = UnixStream::connect(path);
-        connected.map(Client::from).map_err(|source| Error::Connect { path: path.to_path_buf(), source })
+        connected.map(Client::from).map_err(|reason| Error::Connect { path: path.to_path_buf(), reason })
     }
 
     /// Bounds the time each answer may take; `None`, the default, waits as long as the daemon does.
