@@ -39,7 +39,7 @@ pub(super) fn run(stage: &Stage, sessions: u16, bytes: u64) -> anyhow::Result<()
 fn run_all(stage: &Stage, tasks: &[Task], bar: &ProgressBar) -> Vec<anyhow::Result<Outcome>> {
     std::thread::scope(|scope| {
         let threads: Vec<_> =
-            tasks.iter().map(|task| scope.spawn(|| task.run(stage, |bytes| bar.inc(bytes)))).collect();
+            tasks.iter().map(|task| scope.spawn(|| task.prepare(stage)?.run(|bytes| bar.inc(bytes)))).collect();
         let panicked = |_| Err(anyhow::anyhow!("a session's thread panicked"));
         threads.into_iter().map(|thread| thread.join().unwrap_or_else(panicked)).collect()
     })

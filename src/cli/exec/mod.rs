@@ -88,6 +88,10 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
 
     let stdin_is_terminal = io::stdin().is_terminal();
     let tty = args.tty;
+    if tty {
+        // A program may ask for the size first thing; the protocol tells it only after the start.
+        signals::lock(&control).prepare();
+    }
     start(&mut client, args, id, io_base)?;
     if tty {
         signals::lock(&control).resize();

@@ -139,6 +139,11 @@ impl Control {
         Control { socket, vm, container, process, seq, client: None }
     }
 
+    /// Connects now, so that the first command has nothing to wait for. Without success the first command tries again.
+    pub(super) fn prepare(&mut self) {
+        self.client = self.connect().ok();
+    }
+
     /// Signals the process; whether the agent took it.
     pub(super) fn signal(&mut self, signal: i32) -> bool {
         let (container, process) = (self.container.clone(), self.process.clone());
