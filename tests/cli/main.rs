@@ -1,5 +1,7 @@
 //! The command line as people and shells meet it: help, pages, completions, and what wrong use says.
 
+mod demo;
+
 use std::process::{Command, Output};
 
 const SUBCOMMANDS: [&[&str]; 13] = [
