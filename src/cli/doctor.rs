@@ -241,7 +241,8 @@ fn daemon(sockets: &Sockets) -> anyhow::Result<Check> {
     Ok(match admin.status() {
         Ok(status) => {
             let up = show::span(status.uptime_ms);
-            Check::ok(NAME, format!("{} runs as pid {}, up {up}, {} VMs", status.version, status.pid, status.vms.len()))
+            let vms = show::many(status.vms.len() as u64, "VM");
+            Check::ok(NAME, format!("{} runs as pid {}, up {up}, {vms}", status.version, status.pid))
         }
         Err(Error::Connect { path, reason }) => {
             let remedy = match reason.kind() {
