@@ -76,11 +76,13 @@ pub struct Outbox {
     run: Option<Run>,
     bytes: usize,
     open_bytes: usize,
+    /// At least the bytes from the last piece that begins a frame to the end: what [`Outbox::plan`] does not divide.
+    last_unit: u32,
 }
 
 impl Default for Outbox {
     fn default() -> Outbox {
-        Outbox { head: NONE, tail: NONE, open: NONE, unsettled: NONE, run: None, bytes: 0, open_bytes: 0 }
+        Outbox { head: NONE, tail: NONE, open: NONE, unsettled: NONE, run: None, bytes: 0, open_bytes: 0, last_unit: 0 }
     }
 }
 
@@ -129,19 +131,20 @@ impl Outbox {
         }
     }
 
-    /// Joins a view to the last piece where it is its continuation; the frames in one piece fit one send.
+    /// Joins a view to the last piece where it is its continuation; the frames that a send cannot divide fit one.
     fn extend_tail(&mut self, arena: &mut Arena, view: BufView, ends: bool) -> bool {
         if self.tail == NONE {
             return false;
         }
         let tail = arena.node(self.tail);
         let adjacent = tail.view.source == view.source && tail.view.end() == view.off;
-        let joinable = if tail.ends { ends && tail.view.len + view.len <= SEND_MAX_U32 } else { true };
+        let joinable = if tail.ends { ends && self.last_unit + view.len <= SEND_MAX_U32 } else { true };
         if !(adjacent && joinable) {
             return false;
         }
         tail.view.len += view.len;
         tail.ends = ends;
+        self.last_unit += view.len;
         self.account(view.len, ends);
         true
     }
@@ -154,6 +157,7 @@ impl Outbox {
             arena.node(self.tail).next = index;
         }
         self.tail = index;
+        self.last_unit = view.len + if self.open == NONE { 0 } else { self.last_unit };
         if matches!(view.source, Source::Lease(..)) && self.unsettled == NONE {
             self.unsettled = index;
         }
@@ -346,6 +350,7 @@ impl Outbox {
             arena.node(last).next = NONE;
         }
         self.bytes -= self.open_bytes;
+        self.last_unit = SEND_MAX_U32;
         (self.open, self.open_bytes) = (NONE, 0);
         self.drop_idle_run(mem);
     }
@@ -359,23 +364,29 @@ impl Outbox {
         *self = Outbox::default();
     }
 
-    /// Checks that the counts are those of the list: bytes, bytes of the open frame, and that settled means settled.
+    /// Checks that the counts are those of the list, that settled means settled and that every frame fits a send.
+    /// Returns the number of nodes.
     ///
     /// # Panics
-    /// When they are not; that is a fault of ours.
-    pub fn check(&self, arena: &Arena) {
+    /// When it is not so; that is a fault of ours.
+    pub fn check(&self, arena: &Arena) -> usize {
         let (mut bytes, mut open_bytes, mut index, mut last) = (0, 0, self.head, NONE);
-        let (mut open, mut unsettled) = (false, false);
+        let (mut open, mut unsettled, mut nodes, mut unit) = (false, false, 0, 0);
         while index != NONE {
             let node = &arena.nodes[index as usize];
             open |= index == self.open;
             unsettled |= index == self.unsettled;
             bytes += node.view.len as usize;
             open_bytes += if open { node.view.len as usize } else { 0 };
+            unit += node.view.len as usize;
+            assert!(unit <= SEND_MAX, "{unit} bytes that no send divides");
+            unit = if node.ends { 0 } else { unit };
             assert!(unsettled || matches!(node.view.source, Source::Chunk(_)), "a lease among the settled");
             (last, index) = (index, node.next);
+            nodes += 1;
         }
         assert_eq!((bytes, open_bytes, last), (self.bytes, self.open_bytes, self.tail));
         assert_eq!(open, self.open != NONE);
+        nodes
     }
 }

@@ -118,11 +118,6 @@ impl World {
         assert!(self.links.is_empty() && self.sessions.is_empty());
     }
 
-    /// Whether a client has been sent everything it is owed.
-    pub(crate) fn has_all(&self, client: usize) -> bool {
-        self.clients[client].to_client.owed() == 0
-    }
-
     /// Bytes the far end of a peer has been sent.
     pub(crate) fn taken(&self, at: At) -> usize {
         match at {

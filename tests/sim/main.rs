@@ -15,6 +15,7 @@ mod model;
 mod peers;
 mod random;
 mod sabotage;
+mod scenarios;
 mod seeds;
 mod shape;
 mod world;
