@@ -2,7 +2,7 @@
 //! touches payload.
 //!
 //! Doors call [`Coordinator`]'s methods; each returns what the client is told. The asymmetry to know: a VM has two
-//! channels and dies with either; whichever end is seen first, [`Coordinator::lost`] ends the other.
+//! channels and dies with either; whichever end is seen first, `Coordinator::lost` ends the other.
 
 mod channel;
 pub mod control;

@@ -1,6 +1,6 @@
 //! The data plane: one thread, one ring, the plane's rules carried out on sockets.
 //!
-//! [`Shard::turn`] is all it does: reap, take orders, act, flush. It never blocks but in its ring, and never waits
+//! `Shard::turn` is all it does: reap, take orders, act, flush. It never blocks but in its ring, and never waits
 //! for the coordinator. The asymmetry to know: orders are taken after the completions were reaped and before they are
 //! acted upon, so a session ordered before its process was started is there when that process's first output is.
 
