@@ -142,7 +142,10 @@ fn containers_are_started_signalled_and_removed() {
     let mut host = guest.connect();
     host.json(Code::StartPod, json!({ "hostname": "guest", "shareDir": "/", "containers": [] })).unwrap();
     assert!(host.json(Code::StartPod, json!({})).unwrap_err().contains("already"));
-    let process = |seq: u64, id: &str, script: &str| json!({ "id": id, "stdio": seq, "stderr": seq + 1, "args": ["sh", "-c", script] });
+    let process = |seq: u64, id: &str, script: &str| {
+        let args = ["sh", "-c", script];
+        json!({ "id": id, "stdio": seq, "stderr": seq + 1, "args": args })
+    };
     let first = process(1, "init", "trap 'echo term; exit 5' TERM; echo up; while :; do sleep 0.01; done");
     host.json(Code::NewContainer, json!({ "id": "c", "process": first })).unwrap();
     assert!(host.json(Code::NewContainer, json!({ "id": "c", "process": process(9, "x", "true") })).is_err());
