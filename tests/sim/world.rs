@@ -197,6 +197,10 @@ impl World {
             }
             let at = self.random.pick(&ready);
             self.reap_one(at);
+            // Orders of the coordinator come between completions: identifiers are reused before the turn ends.
+            if !self.healed && self.random.percent(5) {
+                self.populate();
+            }
         }
         for at in self.open_peers() {
             if self.socket(at).is_trying() {
