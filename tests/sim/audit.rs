@@ -5,7 +5,7 @@
 
 use ringway::limits::{CHUNK_LEN, TO_AGENT_BUFFER};
 
-use crate::peers::{Arrival, At};
+use crate::peers::{Arrival, At, SendOp};
 use crate::world::World;
 
 /// Every so many turns the plane's status is compared with the model.
@@ -101,6 +101,31 @@ impl World {
                 assert_eq!(session.queued_to_agent, client.to_agent.owed() as u64, "{session:?} to its agent");
                 assert_eq!(session.to_client.frames, client.to_client.frames, "{session:?} frames to its client");
                 assert_eq!(session.to_agent.frames, client.to_agent.frames, "{session:?} frames to its agent");
+            }
+        }
+    }
+
+    /// Sessions of a send whose agent and whose client are paused.
+    pub(crate) fn held_back(&self, send: &SendOp) -> Vec<(usize, bool, bool)> {
+        let paused = |&(client, _): &(usize, usize)| {
+            let held = &self.clients[client];
+            (client, self.agents[held.agent].socket.paused, held.socket.paused)
+        };
+        send.shares.iter().map(paused).collect()
+    }
+
+    /// Who was paused and is read again after a send owes half of its bound at most, or nothing whole.
+    pub(crate) fn check_released(&self, at: At, held: &[(usize, bool, bool)]) {
+        for &(index, agent_paused, client_paused) in held {
+            let client = &self.clients[index];
+            let agent = &self.agents[client.agent];
+            if matches!(at, At::Client(_)) && agent_paused && !agent.socket.paused && client.hears {
+                let (owed, most) = (&client.to_client, self.shape.tuning.session_buffer / 2);
+                assert!(owed.whole() == 0 || owed.owed() <= most, "client {index} is owed too much to go on");
+            }
+            if matches!(at, At::Agent(_)) && client_paused && !client.socket.paused {
+                let owed = &client.to_agent;
+                assert!(owed.whole() == 0 || owed.owed() <= TO_AGENT_BUFFER / 2, "client {index} owes too much");
             }
         }
     }

@@ -280,10 +280,12 @@ impl World {
         self.note(Step::Sent(at, sent.clone()));
         self.expect_sent(at, &send, &sent);
         let peer = self.peer(at);
+        let held = self.held_back(&send);
         if !self.saboteur.strikes(Crime::LoseSent) {
             self.plane.sent(&mut self.mem, peer, sent);
         }
         self.carry_out(at);
+        self.check_released(at, &held);
         if !self.saboteur.strikes(Crime::KeepSent) {
             self.release(&send);
         }
