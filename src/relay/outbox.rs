@@ -5,8 +5,10 @@
 //! turn ends without that, [`Outbox::settle`] copies them into chunks. The list's nodes live in an [`Arena`] that all
 //! outboxes of a shard share, so that an idle session holds a few words and a busy one allocates nothing per frame.
 
+use super::frames::{Cut, Piece};
 use crate::buf::{BufView, ChunkId, Leases, Memory, Source};
 use crate::limits::{CHUNK_LEN, COPY_MAX, SEND_MAX, SEND_PIECES_MAX};
+use crate::wire::hyper::FrameHeader;
 
 /// No node.
 const NONE: u32 = u32::MAX;
@@ -128,6 +130,51 @@ impl Outbox {
             mem.release(view.source);
         } else {
             self.append(arena, view, ends);
+        }
+    }
+
+    /// Begins to send a received frame on, in frames of at most `max` bytes: its header, and how its payload goes on.
+    pub fn begin_frame<L: Leases>(
+        &mut self,
+        arena: &mut Arena,
+        mem: &mut Memory<L>,
+        header: FrameHeader,
+        max: u32,
+    ) -> Cut {
+        let mut cut = Cut::new(header);
+        self.push_piece(arena, mem, cut.begin(max), None);
+        cut
+    }
+
+    /// Sends on more of its payload.
+    pub fn continue_frame<L: Leases>(
+        &mut self,
+        arena: &mut Arena,
+        mem: &mut Memory<L>,
+        cut: &mut Cut,
+        payload: BufView,
+        max: u32,
+    ) {
+        let mut rest = payload;
+        while let Some(piece) = cut.next(rest.len, max) {
+            self.push_piece(arena, mem, piece, Some(rest));
+            if let Piece::Payload { len, .. } = piece {
+                rest = rest.skip(len);
+            }
+        }
+    }
+
+    fn push_piece<L: Leases>(
+        &mut self,
+        arena: &mut Arena,
+        mem: &mut Memory<L>,
+        piece: Piece,
+        payload: Option<BufView>,
+    ) {
+        match (piece, payload) {
+            (Piece::Header { header, last }, _) => self.push_bytes(arena, mem, &header.encode(), last),
+            (Piece::Payload { len, last }, Some(payload)) => self.push(arena, mem, payload.first(len), last),
+            (Piece::Payload { .. }, None) => unreachable!("a cut begins with a header"),
         }
     }
 
