@@ -52,6 +52,9 @@ enum End {
     /// The client closed.
     #[error("closed by the client")]
     Closed,
+    /// The client closed where it should have gone on.
+    #[error("closed by the client in the middle of a message")]
+    Truncated,
     /// The client broke the protocol.
     #[error("protocol broken by the client: {0}")]
     Fault(#[from] DecodeError),
@@ -88,7 +91,7 @@ impl Connection {
         match connection.run().await {
             End::Closed => debug!(pid, uid, "client closed"),
             End::Io(error) => debug!(pid, uid, %error, "client lost"),
-            end @ (End::Fault(_) | End::Protocol2) => {
+            end @ (End::Truncated | End::Fault(_) | End::Protocol2) => {
                 connection.coordinator.count(|counters| counters.clients_faulty += 1);
                 warn!(pid, uid, "connection ended: {end}");
             }
@@ -132,7 +135,7 @@ impl Connection {
             }
         };
         if n == 0 {
-            return Err(End::Closed);
+            return Err(if decoder.pending() == 0 { End::Closed } else { End::Truncated });
         }
         // The first bytes of a connection tell the protocols apart: a protocol 1 length is below 128 KiB.
         if decoder.pending() == 0 && buffer[..n].starts_with(&[0, 2]) {
