@@ -158,6 +158,10 @@ impl Coordinator {
                 return Err(RequestError::NotReady { id: vm.id.clone(), seconds });
             }
         }
+        if fds::has_hung_up(io.as_fd()).map_err(out_of)? {
+            let why = "the agent closed its stream channel before it was ready".to_owned();
+            return Err(RequestError::Gone { id: vm.id.clone(), why });
+        }
         let shard = {
             let mut registry = self.0.registry.borrow_mut();
             let entry = registry.usable(vm)?;
@@ -248,6 +252,12 @@ impl Coordinator {
         if let Err(error @ (control::CommandError::Overdue { .. } | control::CommandError::NoTurn { .. })) = &answer {
             self.count(|counters| counters.commands_overdue += 1);
             warn!(vm = vm.id, %error, "the agent does not answer");
+        }
+        if let Err(control::CommandError::Gone(_)) = &answer
+            && let Err(gone @ RequestError::Gone { .. }) = self.0.registry.borrow_mut().usable(vm)
+        {
+            // Its stream channel may have ended first: the VM knows why.
+            return Err(gone);
         }
         Ok(answer?)
     }

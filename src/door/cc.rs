@@ -73,6 +73,8 @@ struct Connection {
     coordinator: Coordinator,
     peer: PeerCredentials,
     vm: Option<VmRef>,
+    /// It left without waiting for an answer; what it asked before that is still done.
+    has_left: bool,
 }
 
 /// A response, and the descriptor that follows it.
@@ -86,7 +88,7 @@ impl Connection {
         };
         coordinator.count(|counters| counters.clients_accepted += 1);
         coordinator.client_count(1);
-        let mut connection = Connection { stream, coordinator, peer, vm: None };
+        let mut connection = Connection { stream, coordinator, peer, vm: None, has_left: false };
         let (pid, uid) = (peer.pid, peer.uid);
         match connection.run().await {
             End::Closed => debug!(pid, uid, "client closed"),
@@ -118,8 +120,10 @@ impl Connection {
             if !response.success {
                 info!(pid = self.peer.pid, request = request.id, error = response.error, "request refused");
             }
-            if let Err(error) = self.respond(&response, fd).await {
-                return error.into();
+            match self.respond(&response, fd).await {
+                Ok(()) => {}
+                Err(error) if is_left(&error) => self.has_left = true,
+                Err(error) => return error.into(),
             }
         }
     }
@@ -199,10 +203,18 @@ impl Connection {
     }
 
     async fn respond(&mut self, response: &Response, fd: Option<OwnedFd>) -> io::Result<()> {
+        if self.has_left {
+            return Ok(());
+        }
         self.stream.write_all(&cc1::encode(response)).await?;
         let Some(fd) = fd else { return Ok(()) };
         self.stream.async_io(Interest::WRITABLE, || send_with_fd(self.stream.as_fd(), FD_BYTE, fd.as_fd())).await
     }
+}
+
+/// Whether a failed write means that nobody is there any more.
+fn is_left(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
 }
 
 /// What a client is told.
