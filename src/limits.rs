@@ -14,6 +14,9 @@ pub const VM_ID_MAX: usize = 256;
 /// Ten times what any agent takes, so that the agent's own limit answers first with an error that names it.
 pub const CC1_MESSAGE_MAX: usize = 128 * 1024 - 1;
 
+/// Longest payload of a protocol 2 frame that is not stdin, stdout or stderr, bytes.
+pub const CC2_MESSAGE_MAX: u32 = 128 * 1024;
+
 /// Longest message on a control channel that agents of every age accept, header included.
 /// Source: hyperstart 0.7's fixed read buffer (specification of `--control-message-max`).
 pub const CONTROL_MESSAGE_MAX: usize = 10_240;

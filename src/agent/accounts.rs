@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     const PASSWD: &str =
-        "root:x:0:0:root:/root:/bin/sh\n\nbroken line\nana:x:1000:100:Ana:/home/ana:/bin/sh\n42:x:7:8::/seven:\n";
+        "root:x:0:0:root:/root:/bin/sh\n\nbroken line\nana:x:1000:100:Ana:/users/ana:/bin/sh\n42:x:7:8::/seven:\n";
     const GROUP: &str = "root:x:0:\nwheel:x:10:ana,bob\nusers:x:100:\nstaff:x:50:ana\n";
 
     fn account(user: Option<&str>, group: Option<&str>, extra: &[&str]) -> Result<Account, Refusal> {
@@ -111,8 +111,8 @@ mod tests {
     fn names_numbers_and_nothing() {
         assert_eq!(ids(account(None, None, &[]).unwrap()), (0, 0, vec![], "/root".into()));
         assert_eq!(ids(account(Some(""), None, &[]).unwrap()), (0, 0, vec![], "/root".into()));
-        assert_eq!(ids(account(Some("ana"), None, &[]).unwrap()), (1000, 100, vec![10, 50], "/home/ana".into()));
-        assert_eq!(ids(account(Some("1000"), None, &[]).unwrap()), (1000, 100, vec![10, 50], "/home/ana".into()));
+        assert_eq!(ids(account(Some("ana"), None, &[]).unwrap()), (1000, 100, vec![10, 50], "/users/ana".into()));
+        assert_eq!(ids(account(Some("1000"), None, &[]).unwrap()), (1000, 100, vec![10, 50], "/users/ana".into()));
         assert_eq!(ids(account(Some("4711"), None, &[]).unwrap()), (4711, 0, vec![], "/".into()));
         assert_eq!(ids(account(Some("42"), None, &[]).unwrap()), (7, 8, vec![], "/seven".into()));
     }
@@ -120,7 +120,7 @@ mod tests {
     #[test]
     fn groups_are_added_once() {
         let found = account(Some("ana"), Some("users"), &["wheel", "99", "99"]).unwrap();
-        assert_eq!(ids(found), (1000, 100, vec![10, 50, 99], "/home/ana".into()));
+        assert_eq!(ids(found), (1000, 100, vec![10, 50, 99], "/users/ana".into()));
         assert_eq!(ids(account(Some("0"), Some("5"), &[]).unwrap()).1, 5);
     }
 

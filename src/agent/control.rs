@@ -217,12 +217,13 @@ pub(super) async fn end_everything(agent: &Agent) {
     wait_until(agent, grace, |agent| agent.pod.borrow().pids(None).is_empty()).await;
     signal_groups(&leaders, SIGKILL);
     let flushed = Instant::now() + Duration::from_millis(GUEST_FLUSH_MS);
+    // Each one that is killed may leave children of its own behind, which become ours.
     wait_until(agent, flushed, |agent| {
-        agent.kill_orphans();
-        agent.pod.borrow().unfinished() == 0
+        let pod = agent.pod.borrow();
+        let delivered = pod.unfinished() == 0 || !(agent.stream.has_line() || agent.notices.has_line());
+        agent.kill_orphans() && pod.pids(None).is_empty() && delivered
     })
     .await;
-    agent.kill_orphans();
 }
 
 /// Waits until it is so, or the time has come.

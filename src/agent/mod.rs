@@ -162,15 +162,17 @@ impl Agent {
         self.finished.notify_waiters();
     }
 
-    /// Kills what was left to this process by processes that have ended.
-    fn kill_orphans(&self) {
+    /// Kills what was left to this process by processes that have ended. Returns whether nothing was.
+    fn kill_orphans(&self) -> bool {
         if !self.config.whole_process {
-            return;
+            return true;
         }
-        for pid in os_process::children() {
+        let children = os_process::children();
+        for &pid in &children {
             // One that is just gone needs no signal.
             let _ = os_process::signal(pid, nix::libc::SIGKILL);
         }
+        children.is_empty()
     }
 
     fn next_stray(&self) -> Option<StreamSeq> {

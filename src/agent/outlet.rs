@@ -24,6 +24,10 @@ impl Current {
         Current(watch::Sender::new(None))
     }
 
+    fn is_some(&self) -> bool {
+        self.0.borrow().is_some()
+    }
+
     fn set(&self, line: Option<Rc<Line>>) {
         self.0.send_replace(line);
     }
@@ -58,6 +62,11 @@ impl Outlet {
     /// A connection begins, or there is none any more.
     pub(super) fn set_line(&self, line: Option<Rc<Line>>) {
         self.current.set(line);
+    }
+
+    /// Whether there is a connection.
+    pub(super) fn has_line(&self) -> bool {
+        self.current.is_some()
     }
 
     /// Waits for the turn. The run is empty.
@@ -107,6 +116,11 @@ impl Notices {
     /// A connection begins, or there is none any more.
     pub(super) fn set_line(&self, line: Option<Rc<Line>>) {
         self.current.set(line);
+    }
+
+    /// Whether there is a connection.
+    pub(super) fn has_line(&self) -> bool {
+        self.current.is_some()
     }
 
     /// Sends one message on this connection, in one write where the kernel takes it.

@@ -260,7 +260,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_length_and_frame_bound_round_trips(len in 1_usize..=GUEST_READ, max in 100_u32..70_000, cut in 0_usize..80_000) {
+        fn any_length_and_frame_bound_round_trips(
+            len in 1_usize..=GUEST_READ,
+            max in 100_u32..70_000,
+            cut in 0_usize..80_000,
+        ) {
             let data: Vec<u8> = (0..len).map(|n| u8::try_from(n % 256).unwrap()).collect();
             let mut run = FrameRun::new(max);
             fill(&mut run, 3, &data);

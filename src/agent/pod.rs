@@ -244,7 +244,7 @@ impl Pod {
             Taken::Unknown if self.strays.len() < GUEST_STRAYS_MAX => {
                 self.strays.insert(seq);
             }
-            Taken::Unknown => tracing::warn!(%seq, "input for an unknown sequence goes unanswered: too many wait"),
+            Taken::Unknown => tracing::debug!(%seq, "input for an unknown sequence goes unanswered: too many wait"),
             Taken::Ignored => {}
         }
         taken

@@ -304,7 +304,10 @@ mod tests {
                     3 => table.consume(seq, len),
                     _ => { table.push(seq, &vec![0; len]); }
                 }
-                let held = |place: &Place| match place { Place::Stdin(queue) => queue.bytes.len(), Place::OutputOnly => 0 };
+                let held = |place: &Place| match place {
+                    Place::Stdin(queue) => queue.bytes.len(),
+                    Place::OutputOnly => 0,
+                };
                 prop_assert_eq!(table.total, table.places.values().map(held).sum::<usize>());
                 prop_assert_eq!(table.over, table.places.values().filter(|place| held(place) > 20).count());
             }

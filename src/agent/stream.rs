@@ -35,6 +35,7 @@ pub(super) async fn serve(agent: Rc<Agent>, dock: Rc<Dock>) {
 /// One connection, until its end.
 async fn take_input(agent: &Agent, line: &Line) -> anyhow::Result<()> {
     let mut reader = FrameReader::new(AGENT_FRAME_CEILING);
+    let mut has_waited = false;
     loop {
         let mut strays = false;
         while let Some((seq, payload)) = reader.next_frame()? {
@@ -43,7 +44,13 @@ async fn take_input(agent: &Agent, line: &Line) -> anyhow::Result<()> {
         if strays {
             agent.strays.notify_one();
         }
-        wait_for_room(agent, line).await;
+        if agent.pod.borrow().stdin.is_full() {
+            if !std::mem::replace(&mut has_waited, true) {
+                let held = agent.pod.borrow().stdin.held();
+                tracing::warn!(held, "the stream channel waits now and then: a process is slow to read its stdin");
+            }
+            wait_for_room(agent, line).await;
+        }
         let count = line.read(reader.space()).await?;
         if count == 0 {
             anyhow::ensure!(!reader.is_mid_frame(), "it ended in the middle of a frame");
@@ -55,13 +62,6 @@ async fn take_input(agent: &Agent, line: &Line) -> anyhow::Result<()> {
 
 /// Waits while a process owes the reading of too much.
 async fn wait_for_room(agent: &Agent, line: &Line) {
-    if !agent.pod.borrow().stdin.is_full() {
-        return;
-    }
-    tracing::warn!(
-        held = agent.pod.borrow().stdin.held(),
-        "the stream channel waits: a process does not read its stdin"
-    );
     while agent.pod.borrow().stdin.is_full() {
         if line.host_is_gone() && may_overrun(&agent.pod.borrow()) {
             return;

@@ -241,14 +241,15 @@ fn daemon(sockets: &Sockets) -> anyhow::Result<Check> {
     Ok(match admin.status() {
         Ok(status) => {
             let up = show::span(status.uptime_ms);
-            Check::ok(NAME, format!("{} runs as pid {}, up {up}, {} VMs", status.version, status.pid, status.vms.len()))
+            let vms = show::many(status.vms.len() as u64, "VM");
+            Check::ok(NAME, format!("{} runs as pid {}, up {up}, {vms}", status.version, status.pid))
         }
-        Err(Error::Connect { path, source }) => {
-            let remedy = match source.kind() {
+        Err(Error::Connect { path, reason }) => {
+            let remedy = match reason.kind() {
                 std::io::ErrorKind::PermissionDenied => "this user may not connect: join the socket's group",
                 _ => "start it: ringway serve",
             };
-            Check::warn(NAME, format!("does not answer at {}: {source}", path.display()), remedy)
+            Check::warn(NAME, format!("does not answer at {}: {reason}", path.display()), remedy)
         }
         Err(e) => {
             let found = format!("answers wrongly at {}: {e}", admin.path().display());

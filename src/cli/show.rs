@@ -49,6 +49,11 @@ pub(super) fn count(n: u64) -> String {
     out
 }
 
+/// So many of what `noun` says in the singular: `1 session`, `2 sessions`.
+pub(super) fn many(n: u64, noun: &str) -> String {
+    format!("{} {noun}{}", count(n), if n == 1 { "" } else { "s" })
+}
+
 /// A time span of milliseconds: `12.3 s`, `5 min 2 s`, `3 h 4 min`, `2 d 5 h`.
 pub(super) fn span(ms: u64) -> String {
     let seconds = ms / 1000;
@@ -126,6 +131,7 @@ mod tests {
         }
         assert_eq!(bytes(u64::MAX), "15 EiB");
         assert_eq!((count(0), count(999), count(1_234_567)), ("0".into(), "999".into(), "1,234,567".into()));
+        assert_eq!((many(1, "VM"), many(2_000, "VM")), ("1 VM".into(), "2,000 VMs".into()));
         assert_eq!((span(12_345), span(302_000)), ("12.3 s".into(), "5 min 2 s".into()));
         assert_eq!((span(3_600_000 * 3 + 240_000), span(86_400_000 * 2)), ("3 h 4 min".into(), "2 d 0 h".into()));
     }

@@ -118,7 +118,7 @@ impl<'a> Rates<'a> {
 }
 
 fn head(now: &Status, rates: Option<&Rates<'_>>) -> String {
-    let Status { version, pid, clients, open_fds, .. } = now;
+    let Status { version, pid, .. } = now;
     let counters = &now.counters;
     let (mut to_client, mut to_agent) = (Flow::default(), Flow::default());
     for shard in &now.shards {
@@ -126,7 +126,9 @@ fn head(now: &Status, rates: Option<&Rates<'_>>) -> String {
         to_agent += shard.to_agent;
     }
     let cpu_now = rates.and_then(|rates| rates.cpu(now)).unwrap_or_default();
-    let sessions: usize = now.vms.iter().map(|vm| vm.sessions.len()).sum();
+    let sessions: u64 = now.vms.iter().map(|vm| vm.sessions.len() as u64).sum();
+    let [vms, sessions] = [(now.vms.len() as u64, "VM"), (sessions, "session")].map(|(n, noun)| show::many(n, noun));
+    let [clients, fds] = [(now.clients, "client"), (now.open_fds, "descriptor")].map(|(n, noun)| show::many(n, noun));
     let memory = show::bytes(now.memory_bytes);
     let mut out = String::new();
     let mut line = |text: std::fmt::Arguments<'_>| {
@@ -138,7 +140,7 @@ fn head(now: &Status, rates: Option<&Rates<'_>>) -> String {
         show::span(now.uptime_ms),
         show::plain(&now.socket)
     ));
-    line(format_args!("  {} VMs, {sessions} sessions, {clients} clients, {open_fds} descriptors", now.vms.len()));
+    line(format_args!("  {vms}, {sessions}, {clients}, {fds}"));
     line(format_args!("  memory {memory}, CPU time {}{cpu_now}", show::span(now.cpu_us / 1000)));
     line(format_args!("  to clients {}, to agents {}", flow(to_client), flow(to_agent)));
     line(format_args!(
@@ -351,7 +353,7 @@ mod tests {
         let text = render(&sample(), None);
         for expected in [
             "ringway 1.2.3 pid 77, up 1 min 30 s, /s",
-            "1 VMs, 2 sessions",
+            "1 VM, 2 sessions, 0 clients",
             "memory 5.0 MiB, CPU time 1.5 s\n",
             "to clients 2.0 KiB in 3 frames",
             "vm\\u{7}1  unresponsive  ping (+2)",

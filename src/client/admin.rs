@@ -76,7 +76,7 @@ impl AdminClient {
 
 async fn get(path: &Path, target: &str) -> Result<Bytes> {
     let connected = tokio::net::UnixStream::connect(path).await;
-    let socket = connected.map_err(|source| Error::Connect { path: path.to_path_buf(), source })?;
+    let socket = connected.map_err(|reason| Error::Connect { path: path.to_path_buf(), reason })?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(socket)).await.map_err(http)?;
     let request = hyper::Request::get(target).header(hyper::header::HOST, "localhost").body(Empty::<Bytes>::new());
     let request = request.map_err(|e| Error::Protocol(e.to_string()))?;

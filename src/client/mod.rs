@@ -40,6 +40,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Serialize;
+use serde_json::value::RawValue;
 
 use crate::limits;
 use crate::os::fds;
@@ -54,12 +55,12 @@ pub use session::{Batch, Event, STDIN_PAYLOAD_MAX, Session, SessionReader, Sessi
 #[non_exhaustive]
 pub enum Error {
     /// Nobody answers at the socket: the daemon does not run, or this user may not connect.
-    #[error("cannot connect to {}: {source}; is the daemon running (`ringway doctor` tells)?", path.display())]
+    #[error("cannot connect to {}: {reason}; is the daemon running (`ringway doctor` tells)?", path.display())]
     Connect {
         /// The socket.
         path: PathBuf,
-        /// The kernel's reason.
-        source: io::Error,
+        /// The kernel's reason. Part of the message, so not told again as its source.
+        reason: io::Error,
     },
     /// The daemon, or the agent behind it, said no; the connection is sound and may be used further.
     #[error("{0}")]
@@ -75,7 +76,7 @@ pub enum Error {
     Protocol(String),
     /// The kernel refused something to this process.
     #[error("input or output failed: {0}")]
-    Io(#[source] io::Error),
+    Io(io::Error),
 }
 
 impl From<io::Error> for Error {
@@ -115,7 +116,7 @@ impl Client {
     pub fn connect(path: impl AsRef<Path>) -> Result<Client> {
         let path = path.as_ref();
         let connected = UnixStream::connect(path);
-        connected.map(Client::from).map_err(|source| Error::Connect { path: path.to_path_buf(), source })
+        connected.map(Client::from).map_err(|reason| Error::Connect { path: path.to_path_buf(), reason })
     }
 
     /// Bounds the time each answer may take; `None`, the default, waits as long as the daemon does.
@@ -167,9 +168,30 @@ impl Client {
     /// # Errors
     /// [`Error::Refused`] with the agent's text, or the daemon's; else see [`Error`].
     pub fn hyper<T: Serialize + ?Sized>(&mut self, name: &str, data: &T) -> Result<()> {
-        let data = raw(data)?;
-        let data = (data.get() != "null").then_some(data);
-        self.request("hyper", &cc1::Hyper { hyper_name: name.to_owned(), data }).map(drop)
+        self.request("hyper", &hyper(name, raw(data)?)).map(drop)
+    }
+
+    /// Sends several hyperstart commands at once; the agent gets them in this order with nothing of this client in
+    /// between. Returns what became of each: one that is refused does not keep the next from being sent.
+    ///
+    /// # Errors
+    /// When the connection is of no further use, that is, anything but [`Error::Refused`].
+    pub fn hyper_each(&mut self, commands: Vec<(&str, Box<RawValue>)>) -> Result<Vec<Result<()>>> {
+        let mut requests = Vec::new();
+        let count = commands.len();
+        for (name, data) in commands {
+            requests.extend(encode("hyper", &hyper(name, data))?);
+        }
+        self.socket.write_all(&requests)?;
+        let mut outcomes = Vec::with_capacity(count);
+        for _ in 0..count {
+            match self.read_response() {
+                Ok(_) => outcomes.push(Ok(())),
+                Err(Error::Refused(text)) => outcomes.push(Err(Error::Refused(text))),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(outcomes)
     }
 
     /// Unregisters the VM `id`: its sockets and all its sessions are closed.
@@ -181,12 +203,11 @@ impl Client {
     }
 
     fn request<T: Serialize>(&mut self, id: &str, data: &T) -> Result<Option<serde_json::Value>> {
-        let request = cc1::encode(&cc1::Request { id: id.to_owned(), data: Some(raw(data)?) });
-        if request.len() - cc1::HEADER_LEN > limits::CC1_MESSAGE_MAX {
-            let max = limits::CC1_MESSAGE_MAX;
-            return Err(Error::Refused(format!("{id}: the request is over the protocol's bound of {max} bytes")));
-        }
-        self.socket.write_all(&request)?;
+        self.socket.write_all(&encode(id, data)?)?;
+        self.read_response()
+    }
+
+    fn read_response(&mut self) -> Result<Option<serde_json::Value>> {
         let response: cc1::Response = self.read_message()?;
         if response.success { Ok(response.data) } else { Err(Error::Refused(response.error)) }
     }
@@ -215,7 +236,22 @@ impl From<UnixStream> for Client {
     }
 }
 
-fn raw<T: Serialize + ?Sized>(data: &T) -> Result<Box<serde_json::value::RawValue>> {
+/// A whole request. One that is too long is refused here: the daemon would close the connection.
+fn encode<T: Serialize>(id: &str, data: &T) -> Result<Vec<u8>> {
+    let request = cc1::encode(&cc1::Request { id: id.to_owned(), data: Some(raw(data)?) });
+    let max = limits::CC1_MESSAGE_MAX;
+    if request.len() - cc1::HEADER_LEN > max {
+        return Err(Error::Refused(format!("{id}: the request is over the protocol's bound of {max} bytes")));
+    }
+    Ok(request)
+}
+
+fn hyper(name: &str, data: Box<RawValue>) -> cc1::Hyper {
+    let data = (data.get() != "null").then_some(data);
+    cc1::Hyper { hyper_name: name.to_owned(), data }
+}
+
+fn raw<T: Serialize + ?Sized>(data: &T) -> Result<Box<RawValue>> {
     serde_json::value::to_raw_value(data).map_err(|e| Error::Refused(format!("the command's data is no JSON: {e}")))
 }
 

@@ -34,7 +34,7 @@ pub struct Config {
     pub socket: PathBuf,
     /// Path of the admin socket.
     pub admin_socket: PathBuf,
-    /// Directories VM sockets must be in; empty: anywhere.
+    /// Directories whose sockets any client may name in hello; elsewhere a client may name its own sockets only.
     pub vm_dirs: Vec<PathBuf>,
     /// Shards to run, 1 ..= [`limits::SHARDS_MAX`].
     pub shards: usize,
@@ -74,7 +74,8 @@ pub struct Settings {
     /// Admin socket to listen on [default: admin.sock next to the proxy socket]
     #[arg(long, value_name = "PATH", env = "RINGWAY_ADMIN_SOCKET", hide_env_values = true)]
     pub admin_socket: Option<PathBuf>,
-    /// Accept VM sockets in this directory only; may be given several times [default: anywhere]
+    /// Let every client register VMs whose sockets are below this directory; may be given several times. Elsewhere a
+    /// client may name only sockets that its own user owns [default: none]
     #[arg(long, value_name = "DIR")]
     pub vm_dir: Vec<PathBuf>,
     /// Shards to run: threads with an io_uring each [default: one for each CPU]

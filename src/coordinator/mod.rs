@@ -2,7 +2,7 @@
 //! touches payload.
 //!
 //! Doors call [`Coordinator`]'s methods; each returns what the client is told. The asymmetry to know: a VM has two
-//! channels and dies with either; whichever end is seen first, [`Coordinator::lost`] ends the other.
+//! channels and dies with either; whichever end is seen first, `Coordinator::lost` ends the other.
 
 mod channel;
 pub mod control;
@@ -33,6 +33,9 @@ use crate::shard::{Order, Report, ShardHandle};
 use crate::wire::admin::{Counters, Status, VmStatus};
 use crate::wire::cc1;
 use crate::wire::hyper::{Code, MESSAGE_HEADER_LEN, StreamSeq};
+
+/// How often the log says that the same VM is held back.
+const WARN_PAUSE: Duration = Duration::from_secs(60);
 
 /// What an operator may set of the control plane.
 #[derive(Debug, Clone)]
@@ -333,12 +336,14 @@ impl Coordinator {
                 }
             }
             Report::Relay(relay::Report::LinkBlocked { vm, by }) => {
-                let vm = self.name(vm);
-                warn!(vm, session = by.0, "a client does not read: its VM's stream channel is held back");
+                if self.may_warn(vm) {
+                    let vm = self.name(vm);
+                    warn!(vm, session = by.0, "a client does not keep up: its VM's stream channel is held back");
+                }
             }
             Report::Relay(relay::Report::LinkUnblocked { vm }) => {
                 let vm = self.name(vm);
-                info!(vm, "the VM's stream channel is read again");
+                debug!(vm, "the VM's stream channel is read again");
             }
             Report::Drained => {
                 self.0.draining.set(self.0.draining.get().saturating_sub(1));
@@ -351,6 +356,18 @@ impl Coordinator {
                 self.0.failed.notify_one();
             }
         }
+    }
+
+    /// Whether the log may say again that a client holds this VM back: a client that reads at its own pace does so
+    /// many times a second.
+    fn may_warn(&self, key: u64) -> bool {
+        let mut registry = self.0.registry.borrow_mut();
+        let Some((_, vm)) = registry.by_key(key) else { return false };
+        let may = vm.warned.is_none_or(|at| at.elapsed() >= WARN_PAUSE);
+        if may {
+            vm.warned = Some(Instant::now());
+        }
+        may
     }
 
     /// A VM's name for people; its number once the name is free.

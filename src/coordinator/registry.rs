@@ -5,6 +5,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use tokio::time::Instant;
+
 use super::channel::ControlHandle;
 use crate::limits::{SEQ_END, VM_ID_MAX, VMS_MAX};
 use crate::wire::hyper::StreamSeq;
@@ -31,6 +33,8 @@ pub(super) struct Vm {
     pub(super) ctl: String,
     pub(super) io: String,
     pub(super) control: Option<ControlHandle>,
+    /// When the log last said that a client holds it back.
+    pub(super) warned: Option<Instant>,
 }
 
 /// Which VM a client is attached to.
@@ -159,7 +163,7 @@ impl Registry {
         let key = self.next_key;
         self.next_key += 1;
         let state = VmState::Connecting;
-        let vm = Vm { key, shard, state, ctl: ctl.to_owned(), io: io.to_owned(), control: None };
+        let vm = Vm { key, shard, state, ctl: ctl.to_owned(), io: io.to_owned(), control: None, warned: None };
         self.vms.insert(id.to_owned(), vm);
         self.ids.insert(key, id.to_owned());
         Ok(VmRef { key, id: id.to_owned() })

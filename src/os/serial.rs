@@ -17,6 +17,8 @@ use nix::sys::socket::{
 };
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 
+use crate::limits::UNIX_PATH_MAX;
+
 /// A port, opened.
 #[derive(Debug)]
 pub enum Port {
@@ -71,6 +73,10 @@ fn remove_stale(path: &Path) -> io::Result<()> {
 
 /// Listens on a Unix socket that only its owner may connect to.
 fn listen_at(path: &Path) -> io::Result<Port> {
+    if path.as_os_str().len() > UNIX_PATH_MAX {
+        let text = format!("a socket's path has at most {UNIX_PATH_MAX} bytes: choose a shorter one");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    }
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let listener = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
     bind(listener.as_raw_fd(), &UnixAddr::new(path)?)?;

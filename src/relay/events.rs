@@ -68,8 +68,8 @@ impl Gone {
 /// What the shard has to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
-    /// Send the pieces `views` of [`Plane::views`] in one call. `wait`: until the peer reads, all of it; otherwise
-    /// take what fits now. Answer with [`Plane::sent`].
+    /// Send the pieces `views` of [`Plane::views`](super::Plane::views) in one call. `wait`: until the peer reads, all
+    /// of it; otherwise take what fits now. Answer with [`Plane::sent`](super::Plane::sent).
     Send {
         /// To whom.
         peer: Peer,

@@ -32,9 +32,9 @@ impl Plane {
     /// # Panics
     /// When it does not hold; that is a fault of ours.
     pub fn check(&self) {
+        let mut nodes = 0;
         for (index, session) in &self.sessions {
-            session.to_client.check(&self.arena);
-            session.to_agent.check(&self.arena);
+            nodes += session.to_client.check(&self.arena) + session.to_agent.check(&self.arena);
             let owes_agent = session.to_agent.ready() > 0;
             assert!(session.state != State::Done, "session {index} is done and still here");
             assert!(session.link.is_some() || !owes_agent, "session {index} owes an agent that is gone");
@@ -43,6 +43,7 @@ impl Plane {
             assert!(!stuck, "session {index} owes its client and sends nothing");
             assert_ne!(session.sending, Sending::Blocked, "session {index} was to wait for its client");
         }
+        assert_eq!(nodes, self.arena.in_use(), "nodes that no outbox knows of");
         for (index, link) in &self.links {
             let blockers = link.sessions.iter().filter(|id| self.sessions[id.0 as usize].blocks).count();
             assert_eq!(blockers, link.blockers, "link {index}: sessions that block it");

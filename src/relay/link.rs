@@ -1,7 +1,7 @@
 //! One VM's stream channel on its shard: whose frame is arriving, and whose turn it is to write.
 //!
 //! The asymmetry to know: towards the agent there is one write at a time, of whole frames of several sessions;
-//! [`InFlight`] remembers whose bytes are in it.
+//! `InFlight` remembers whose bytes are in it.
 
 use std::collections::VecDeque;
 

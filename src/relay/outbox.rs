@@ -5,8 +5,10 @@
 //! turn ends without that, [`Outbox::settle`] copies them into chunks. The list's nodes live in an [`Arena`] that all
 //! outboxes of a shard share, so that an idle session holds a few words and a busy one allocates nothing per frame.
 
+use super::frames::{Cut, Piece};
 use crate::buf::{BufView, ChunkId, Leases, Memory, Source};
 use crate::limits::{CHUNK_LEN, COPY_MAX, SEND_MAX, SEND_PIECES_MAX};
+use crate::wire::hyper::FrameHeader;
 
 /// No node.
 const NONE: u32 = u32::MAX;
@@ -76,11 +78,13 @@ pub struct Outbox {
     run: Option<Run>,
     bytes: usize,
     open_bytes: usize,
+    /// At least the bytes from the last piece that begins a frame to the end: what [`Outbox::plan`] does not divide.
+    last_unit: u32,
 }
 
 impl Default for Outbox {
     fn default() -> Outbox {
-        Outbox { head: NONE, tail: NONE, open: NONE, unsettled: NONE, run: None, bytes: 0, open_bytes: 0 }
+        Outbox { head: NONE, tail: NONE, open: NONE, unsettled: NONE, run: None, bytes: 0, open_bytes: 0, last_unit: 0 }
     }
 }
 
@@ -129,19 +133,65 @@ impl Outbox {
         }
     }
 
-    /// Joins a view to the last piece where it is its continuation; the frames in one piece fit one send.
+    /// Begins to send a received frame on, in frames of at most `max` bytes: its header, and how its payload goes on.
+    pub fn begin_frame<L: Leases>(
+        &mut self,
+        arena: &mut Arena,
+        mem: &mut Memory<L>,
+        header: FrameHeader,
+        max: u32,
+    ) -> Cut {
+        let mut cut = Cut::new(header);
+        self.push_piece(arena, mem, cut.begin(max), None);
+        cut
+    }
+
+    /// Sends on more of its payload.
+    pub fn continue_frame<L: Leases>(
+        &mut self,
+        arena: &mut Arena,
+        mem: &mut Memory<L>,
+        cut: &mut Cut,
+        payload: BufView,
+        max: u32,
+    ) {
+        let mut rest = payload;
+        while let Some(piece) = cut.next(rest.len, max) {
+            self.push_piece(arena, mem, piece, Some(rest));
+            if let Piece::Payload { len, .. } = piece {
+                rest = rest.skip(len);
+            }
+        }
+    }
+
+    fn push_piece<L: Leases>(
+        &mut self,
+        arena: &mut Arena,
+        mem: &mut Memory<L>,
+        piece: Piece,
+        payload: Option<BufView>,
+    ) {
+        match (piece, payload) {
+            (Piece::Header { header, last }, _) => self.push_bytes(arena, mem, &header.encode(), last),
+            (Piece::Payload { len, last }, Some(payload)) => self.push(arena, mem, payload.first(len), last),
+            (Piece::Payload { .. }, None) => unreachable!("a cut begins with a header"),
+        }
+    }
+
+    /// Joins a view to the last piece where it is its continuation; the frames that a send cannot divide fit one.
     fn extend_tail(&mut self, arena: &mut Arena, view: BufView, ends: bool) -> bool {
         if self.tail == NONE {
             return false;
         }
         let tail = arena.node(self.tail);
         let adjacent = tail.view.source == view.source && tail.view.end() == view.off;
-        let joinable = if tail.ends { ends && tail.view.len + view.len <= SEND_MAX_U32 } else { true };
+        let joinable = if tail.ends { ends && self.last_unit + view.len <= SEND_MAX_U32 } else { true };
         if !(adjacent && joinable) {
             return false;
         }
         tail.view.len += view.len;
         tail.ends = ends;
+        self.last_unit += view.len;
         self.account(view.len, ends);
         true
     }
@@ -154,6 +204,7 @@ impl Outbox {
             arena.node(self.tail).next = index;
         }
         self.tail = index;
+        self.last_unit = view.len + if self.open == NONE { 0 } else { self.last_unit };
         if matches!(view.source, Source::Lease(..)) && self.unsettled == NONE {
             self.unsettled = index;
         }
@@ -346,6 +397,7 @@ impl Outbox {
             arena.node(last).next = NONE;
         }
         self.bytes -= self.open_bytes;
+        self.last_unit = SEND_MAX_U32;
         (self.open, self.open_bytes) = (NONE, 0);
         self.drop_idle_run(mem);
     }
@@ -359,23 +411,29 @@ impl Outbox {
         *self = Outbox::default();
     }
 
-    /// Checks that the counts are those of the list: bytes, bytes of the open frame, and that settled means settled.
+    /// Checks that the counts are those of the list, that settled means settled and that every frame fits a send.
+    /// Returns the number of nodes.
     ///
     /// # Panics
-    /// When they are not; that is a fault of ours.
-    pub fn check(&self, arena: &Arena) {
+    /// When it is not so; that is a fault of ours.
+    pub fn check(&self, arena: &Arena) -> usize {
         let (mut bytes, mut open_bytes, mut index, mut last) = (0, 0, self.head, NONE);
-        let (mut open, mut unsettled) = (false, false);
+        let (mut open, mut unsettled, mut nodes, mut unit) = (false, false, 0, 0);
         while index != NONE {
             let node = &arena.nodes[index as usize];
             open |= index == self.open;
             unsettled |= index == self.unsettled;
             bytes += node.view.len as usize;
             open_bytes += if open { node.view.len as usize } else { 0 };
+            unit += node.view.len as usize;
+            assert!(unit <= SEND_MAX, "{unit} bytes that no send divides");
+            unit = if node.ends { 0 } else { unit };
             assert!(unsettled || matches!(node.view.source, Source::Chunk(_)), "a lease among the settled");
             (last, index) = (index, node.next);
+            nodes += 1;
         }
         assert_eq!((bytes, open_bytes, last), (self.bytes, self.open_bytes, self.tail));
         assert_eq!(open, self.open != NONE);
+        nodes
     }
 }

@@ -1,6 +1,6 @@
 //! The data plane: one thread, one ring, the plane's rules carried out on sockets.
 //!
-//! [`Shard::turn`] is all it does: reap, take orders, act, flush. It never blocks but in its ring, and never waits
+//! `Shard::turn` is all it does: reap, take orders, act, flush. It never blocks but in its ring, and never waits
 //! for the coordinator. The asymmetry to know: orders are taken after the completions were reaped and before they are
 //! acted upon, so a session ordered before its process was started is there when that process's first output is.
 
@@ -17,12 +17,13 @@ use nix::errno::Errno;
 use tokio::sync::Notify;
 
 pub use self::mailbox::{Mailbox, Order, Report, ShardMailbox, mailbox};
-pub use self::stats::{ShardStats, Snapshot};
+pub use self::stats::ShardStats;
 
 use crate::buf::Direction;
 use crate::os::cpu;
 use crate::reactor::{Event, Features, Reactor, SocketId, Waker};
 use crate::relay::{self, Effect, Gone, LinkId, Peer, Plane, Sent, SessionId, Tuning};
+use crate::wire::admin::ShardStatus;
 use crate::wire::hyper::StreamSeq;
 
 /// What a shard is made of.
@@ -152,7 +153,7 @@ impl Shard {
             self.mailbox.report(Report::Drained);
         }
         self.mailbox.deliver();
-        self.stats.store(&self.snapshot());
+        self.stats.store(&self.numbers());
         Ok(true)
     }
 
@@ -299,11 +300,12 @@ impl Shard {
         self.mailbox.report(Report::Relay(report));
     }
 
-    fn snapshot(&self) -> Snapshot {
+    /// The numbers of this turn; the shard's own number and CPU are its handle's to add.
+    fn numbers(&self) -> ShardStatus {
         let totals = self.plane.totals();
         let counters = self.reactor.counters();
         let (links, sessions) = self.plane.counts();
-        Snapshot {
+        ShardStatus {
             links: links as u64,
             sessions: sessions as u64,
             turns: self.turns,
@@ -315,6 +317,7 @@ impl Shard {
             chunks_in_use: self.reactor.mem.chunks.in_use() as u64,
             links_blocked: totals.blocked,
             faulty_peers: totals.faults,
+            ..ShardStatus::default()
         }
     }
 }

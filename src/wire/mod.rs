@@ -5,10 +5,12 @@
 
 pub mod admin;
 pub mod cc1;
+pub mod cc2;
 pub mod fuzzing;
 pub mod hyper;
 mod members;
 mod pending;
+pub mod process;
 
 /// Why bytes could not be decoded. The connection they came from is at fault and cannot go on.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -28,6 +30,17 @@ pub enum DecodeError {
         len: u64,
         /// The bound, in bytes.
         max: u64,
+    },
+    /// Another version of the protocol.
+    #[error("version {0} instead of 2")]
+    Version(u16),
+    /// A type or opcode the protocol does not have, or a flag where none may be.
+    #[error("type {flags:#04x} with opcode {opcode} is not part of the protocol")]
+    Kind {
+        /// The type byte.
+        flags: u8,
+        /// The opcode.
+        opcode: u8,
     },
     /// A payload that is not the JSON it has to be.
     #[error("invalid JSON: {0}")]

@@ -230,8 +230,7 @@ fn sigterm_ends_everything_too() {
     host.sh(1, "echo $$; exec sleep 1000");
     host.expect(1, "\n");
     let pid = host.text(1).trim().to_owned();
-    let agent = nix::unistd::Pid::from_raw(i32::try_from(guest.child.id()).unwrap());
-    nix::sys::signal::kill(agent, nix::sys::signal::Signal::SIGTERM).unwrap();
+    guest.terminate();
     assert_eq!(host.status(1), 128 + 15);
     assert_eq!(guest.wait(), Some(0));
     assert!(!is_alive(&pid));

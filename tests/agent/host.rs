@@ -14,40 +14,45 @@ use std::time::{Duration, Instant};
 use ringway::wire::hyper::{Code, FRAME_HEADER_LEN, FrameHeader, Message, MessageDecoder, StreamSeq};
 use serde_json::{Value, json};
 
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// An agent in a process of its own; killed when dropped.
-pub struct Guest {
-    pub child: Child,
+pub(crate) struct Guest {
+    pub(crate) child: Child,
     dir: tempfile::TempDir,
 }
 
 impl Guest {
-    pub fn start(options: &[&str]) -> Guest {
+    pub(crate) fn start(options: &[&str]) -> Guest {
         let dir = tempfile::tempdir().unwrap();
         Guest { child: start_at(dir.path(), options), dir }
     }
 
     /// Starts another agent where one was killed.
-    pub fn restart(&mut self) {
+    pub(crate) fn restart(&mut self) {
         self.child = start_at(self.dir.path(), &[]);
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    pub fn connect_to(&self, name: &str) -> UnixStream {
+    pub(crate) fn connect_to(&self, name: &str) -> UnixStream {
         connect_to(&self.path(name))
     }
 
     /// Connects both channels, without waiting for READY.
-    pub fn connect(&self) -> Host {
+    pub(crate) fn connect(&self) -> Host {
         connect(self.dir.path())
     }
 
+    pub(crate) fn terminate(&self) {
+        let agent = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).unwrap());
+        nix::sys::signal::kill(agent, nix::sys::signal::Signal::SIGTERM).unwrap();
+    }
+
     /// Waits for the agent to end by itself.
-    pub fn wait(&mut self) -> Option<i32> {
+    pub(crate) fn wait(&mut self) -> Option<i32> {
         let begin = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -66,7 +71,7 @@ fn start_at(dir: &Path, options: &[&str]) -> Child {
 }
 
 /// Connects both channels of the agent in this directory.
-pub fn connect(dir: &Path) -> Host {
+pub(crate) fn connect(dir: &Path) -> Host {
     let (ctl, io) = (connect_to(&dir.join("ctl")), connect_to(&dir.join("io")));
     Host { ctl, io, decoder: MessageDecoder::new(64 << 20), seen: HashMap::new(), order: vec![], said: vec![] }
 }
@@ -86,7 +91,7 @@ fn connect_to(path: &Path) -> UnixStream {
     }
 }
 
-pub fn write_frame(io: &mut UnixStream, seq: u64, payload: &[u8]) {
+pub(crate) fn write_frame(io: &mut UnixStream, seq: u64, payload: &[u8]) {
     let len = u32::try_from(payload.len()).unwrap();
     let mut frame = FrameHeader::for_payload(StreamSeq(seq), len).encode().to_vec();
     frame.extend_from_slice(payload);
@@ -94,10 +99,10 @@ pub fn write_frame(io: &mut UnixStream, seq: u64, payload: &[u8]) {
 }
 
 /// The host's end of a character device: the nonblocking master of a pseudo-terminal.
-pub struct Device(pub File);
+pub(crate) struct Device(pub(crate) File);
 
 impl Device {
-    pub fn take(&mut self, len: usize) -> Vec<u8> {
+    pub(crate) fn take(&mut self, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
         let mut have = 0;
         let begin = Instant::now();
@@ -111,13 +116,23 @@ impl Device {
         bytes
     }
 
-    pub fn put(&mut self, bytes: &[u8]) {
+    pub(crate) fn put(&mut self, bytes: &[u8]) {
         self.0.write_all(bytes).unwrap();
     }
 }
 
 impl Drop for Guest {
     fn drop(&mut self) {
+        // TERM, so that what its processes started goes too; KILL if it should not heed that.
+        let begin = Instant::now();
+        let mut is_running = matches!(self.child.try_wait(), Ok(None));
+        if is_running {
+            self.terminate();
+        }
+        while is_running && begin.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(2));
+            is_running = matches!(self.child.try_wait(), Ok(None));
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -125,50 +140,54 @@ impl Drop for Guest {
 
 /// What one sequence said.
 #[derive(Debug, Default, Clone)]
-pub struct Seen {
-    pub data: Vec<u8>,
-    pub eofs: usize,
+pub(crate) struct Seen {
+    pub(crate) data: Vec<u8>,
+    pub(crate) eofs: usize,
     /// The byte after EOF.
-    pub status: Option<u8>,
+    pub(crate) status: Option<u8>,
 }
 
 impl Seen {
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.data).into_owned()
     }
 }
 
 /// The two connections and what came on them.
-pub struct Host {
-    pub ctl: UnixStream,
-    pub io: UnixStream,
+pub(crate) struct Host {
+    pub(crate) ctl: UnixStream,
+    pub(crate) io: UnixStream,
     decoder: MessageDecoder,
-    pub seen: HashMap<u64, Seen>,
+    pub(crate) seen: HashMap<u64, Seen>,
     /// Every frame: sequence and payload length.
-    pub order: Vec<(u64, usize)>,
+    pub(crate) order: Vec<(u64, usize)>,
     /// Codes that came between commands and answers.
-    pub said: Vec<Message>,
+    pub(crate) said: Vec<Message>,
 }
 
 impl Host {
-    pub fn say(&mut self, code: Code, payload: impl Into<Vec<u8>>) {
+    pub(crate) fn say(&mut self, code: Code, payload: impl Into<Vec<u8>>) {
         self.ctl.write_all(&Message::new(code, payload).encode()).unwrap();
     }
 
-    pub fn next_message(&mut self) -> Message {
+    pub(crate) fn next_message(&mut self) -> Message {
         loop {
             if let Some(message) = self.decoder.next_message().unwrap() {
                 return message;
             }
             let mut buf = [0; 4096];
-            let count = self.ctl.read(&mut buf).expect("a message from the agent");
+            let count = match self.ctl.read(&mut buf) {
+                // An agent in a thread of the same process watches for SIGCHLD.
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                count => count.expect("a message from the agent"),
+            };
             assert!(count > 0, "the agent closed the control channel");
             self.decoder.push(&buf[..count]);
         }
     }
 
     /// The next ACK or ERROR.
-    pub fn answer(&mut self) -> Result<Vec<u8>, String> {
+    pub(crate) fn answer(&mut self) -> Result<Vec<u8>, String> {
         loop {
             let message = self.next_message();
             match Code::from_u32(message.code) {
@@ -179,22 +198,22 @@ impl Host {
         }
     }
 
-    pub fn ask(&mut self, code: Code, payload: impl Into<Vec<u8>>) -> Result<Vec<u8>, String> {
+    pub(crate) fn ask(&mut self, code: Code, payload: impl Into<Vec<u8>>) -> Result<Vec<u8>, String> {
         self.say(code, payload);
         self.answer()
     }
 
-    pub fn json(&mut self, code: Code, payload: Value) -> Result<Vec<u8>, String> {
+    pub(crate) fn json(&mut self, code: Code, payload: Value) -> Result<Vec<u8>, String> {
         self.ask(code, payload.to_string())
     }
 
     /// Runs a program in the agent's own root, with separate stderr at `seq + 1`.
-    pub fn exec(&mut self, seq: u64, args: &[&str]) {
+    pub(crate) fn exec(&mut self, seq: u64, args: &[&str]) {
         self.exec_with(seq, args, json!({}));
     }
 
     /// The same, with more fields of its `process`.
-    pub fn exec_with(&mut self, seq: u64, args: &[&str], more: Value) {
+    pub(crate) fn exec_with(&mut self, seq: u64, args: &[&str], more: Value) {
         let mut process = json!({ "stdio": seq, "stderr": seq + 1, "args": args });
         for (key, value) in more.as_object().unwrap() {
             process[key] = value.clone();
@@ -202,31 +221,31 @@ impl Host {
         self.json(Code::ExecCmd, json!({ "process": process })).unwrap();
     }
 
-    pub fn sh(&mut self, seq: u64, script: &str) {
+    pub(crate) fn sh(&mut self, seq: u64, script: &str) {
         self.exec(seq, &["sh", "-c", script]);
     }
 
     /// The same, for agents that want a name.
-    pub fn sh_named(&mut self, seq: u64, id: &str, script: &str) {
+    pub(crate) fn sh_named(&mut self, seq: u64, id: &str, script: &str) {
         self.exec_with(seq, &["sh", "-c", script], json!({ "id": id }));
     }
 
-    pub fn send(&mut self, seq: u64, data: &[u8]) {
+    pub(crate) fn send(&mut self, seq: u64, data: &[u8]) {
         for payload in data.chunks(4_084) {
             self.send_frame(seq, payload);
         }
     }
 
-    pub fn send_frame(&mut self, seq: u64, payload: &[u8]) {
+    pub(crate) fn send_frame(&mut self, seq: u64, payload: &[u8]) {
         write_frame(&mut self.io, seq, payload);
     }
 
-    pub fn send_eof(&mut self, seq: u64) {
+    pub(crate) fn send_eof(&mut self, seq: u64) {
         self.send_frame(seq, b"");
     }
 
     /// Takes one frame from the stream channel.
-    pub fn take_frame(&mut self) -> u64 {
+    pub(crate) fn take_frame(&mut self) -> u64 {
         let mut head = [0; FRAME_HEADER_LEN];
         self.io.read_exact(&mut head).expect("a frame from the agent");
         let header = FrameHeader::decode(head, 1 << 20).unwrap();
@@ -248,7 +267,7 @@ impl Host {
         seq
     }
 
-    pub fn take_until(&mut self, seq: u64, is_so: impl Fn(&Seen) -> bool) -> Seen {
+    pub(crate) fn take_until(&mut self, seq: u64, is_so: impl Fn(&Seen) -> bool) -> Seen {
         while !self.seen.get(&seq).is_some_and(&is_so) {
             self.take_frame();
         }
@@ -256,32 +275,32 @@ impl Host {
     }
 
     /// Waits for a process's status.
-    pub fn status(&mut self, seq: u64) -> u8 {
+    pub(crate) fn status(&mut self, seq: u64) -> u8 {
         self.take_until(seq, |seen| seen.status.is_some()).status.unwrap()
     }
 
     /// Waits until a sequence's output contains this text.
-    pub fn expect(&mut self, seq: u64, text: &str) {
+    pub(crate) fn expect(&mut self, seq: u64, text: &str) {
         self.take_until(seq, |seen| seen.text().contains(text));
     }
 
     /// Forgets what a sequence said, for another process with it.
-    pub fn forget(&mut self, seq: u64) {
+    pub(crate) fn forget(&mut self, seq: u64) {
         self.seen.remove(&seq);
         self.seen.remove(&(seq + 1));
     }
 
-    pub fn text(&self, seq: u64) -> String {
+    pub(crate) fn text(&self, seq: u64) -> String {
         self.seen.get(&seq).map(Seen::text).unwrap_or_default()
     }
 }
 
-pub fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
 /// Whether a process exists and is not just waiting to be reaped.
-pub fn is_alive(pid: &str) -> bool {
+pub(crate) fn is_alive(pid: &str) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().next()).is_some_and(|state| state != "Z")
 }

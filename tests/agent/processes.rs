@@ -125,7 +125,7 @@ fn a_terminal_has_a_size_and_its_keys() {
     assert_eq!(host.status(1), 0);
     assert!(host.text(1).contains("BYE\r\n"));
 
-    host.exec_with(3, &["sh", "-c", "echo READY; sleep 1000"], terminal);
+    host.exec_with(3, &["sh", "-c", "echo READY; exec sleep 1000"], terminal);
     host.expect(3, "READY");
     host.send(3, &[3]);
     assert_eq!(host.status(3), 128 + 2, "^C is SIGINT");
@@ -142,7 +142,10 @@ fn containers_are_started_signalled_and_removed() {
     let mut host = guest.connect();
     host.json(Code::StartPod, json!({ "hostname": "guest", "shareDir": "/", "containers": [] })).unwrap();
     assert!(host.json(Code::StartPod, json!({})).unwrap_err().contains("already"));
-    let process = |seq: u64, id: &str, script: &str| json!({ "id": id, "stdio": seq, "stderr": seq + 1, "args": ["sh", "-c", script] });
+    let process = |seq: u64, id: &str, script: &str| {
+        let args = ["sh", "-c", script];
+        json!({ "id": id, "stdio": seq, "stderr": seq + 1, "args": args })
+    };
     let first = process(1, "init", "trap 'echo term; exit 5' TERM; echo up; while :; do sleep 0.01; done");
     host.json(Code::NewContainer, json!({ "id": "c", "process": first })).unwrap();
     assert!(host.json(Code::NewContainer, json!({ "id": "c", "process": process(9, "x", "true") })).is_err());
@@ -304,6 +307,32 @@ fn many_processes_at_once() {
         assert_eq!(u64::from(host.status(n * 2 + 1)), n);
         assert_eq!(host.seen[&(n * 2 + 1)].data.len() as u64, 250_000 + n);
     }
+}
+
+#[test]
+fn frames_are_as_long_as_was_asked_for() {
+    for max in [128, 10_240, 1 << 20] {
+        let guest = Guest::start(&["--frame-max", &max.to_string()]);
+        let mut host = guest.connect();
+        host.sh(1, "seq 1 50000");
+        assert_eq!(host.status(1), 0);
+        let expected: String = (1..=50_000).map(|n| format!("{n}\n")).collect();
+        assert_eq!(host.text(1), expected);
+        assert!(host.order.iter().all(|&(_, len)| len + 12 <= max), "{max}");
+    }
+}
+
+#[test]
+fn a_family_of_orphans_does_not_survive_its_guest() {
+    let mut guest = Guest::start(&[]);
+    let mut host = guest.connect();
+    host.sh(1, "(setsid sh -c 'setsid sh -c \"echo \\$\\$; sleep 1000; :\" & wait' 2>/dev/null &) | head -n 1");
+    assert_eq!(host.status(1), 0);
+    let deepest = host.text(1).trim().to_owned();
+    assert!(is_alive(&deepest), "{deepest:?}");
+    host.ask(Code::DestroyPod, "").unwrap();
+    assert_eq!(guest.wait(), Some(0));
+    assert!(!is_alive(&deepest));
 }
 
 #[test]

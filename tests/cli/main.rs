@@ -1,5 +1,7 @@
 //! The command line as people and shells meet it: help, pages, completions, and what wrong use says.
 
+mod demo;
+
 use std::process::{Command, Output};
 
 const SUBCOMMANDS: [&[&str]; 13] = [
@@ -123,6 +125,7 @@ fn without_a_daemon_they_say_what_to_do() {
         assert_eq!(output.status.code(), Some(code), "{args:?}");
         let stderr = text(&output.stderr);
         assert!(stderr.contains("cannot connect to") && stderr.contains("is the daemon running"), "{args:?}: {stderr}");
+        assert_eq!(stderr.matches("os error").count(), 1, "once is enough: {stderr}");
         assert!(stderr.contains(dir.path().to_str().unwrap()), "{stderr}");
     }
 }

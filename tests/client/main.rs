@@ -39,6 +39,18 @@ fn a_session_from_hello_to_bye() {
 }
 
 #[test]
+fn commands_sent_together_are_answered_apart() {
+    let proxy = Proxy::start();
+    let mut client = Client::connect(proxy.socket()).unwrap();
+    client.attach("vm").unwrap();
+    let none = || serde_json::value::to_raw_value(&()).unwrap();
+    let outcomes = client.hyper_each(vec![("ping", none()), ("nonsense", none()), ("ping", none())]).unwrap();
+    assert!(matches!(outcomes[..], [Ok(()), Err(Error::Refused(_)), Ok(())]), "{outcomes:?}");
+    let names: Vec<_> = proxy.commands().into_iter().map(|(name, _)| name).collect();
+    assert_eq!(names, ["ping", "nonsense", "ping"]);
+}
+
+#[test]
 fn two_threads_move_more_than_any_buffer_holds() {
     let proxy = Proxy::start();
     let mut client = Client::connect(proxy.socket()).unwrap();

@@ -42,12 +42,12 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     } else {
         story::run(&stage)
     };
-    match told {
-        Ok(()) => stage.close()?,
+    match told.and_then(|()| stage.close()) {
+        Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => {
+            stage.yield_to_interrupt();
             eprint!("{}", stage.logs());
-            return Err(error);
+            Err(error)
         }
     }
-    Ok(ExitCode::SUCCESS)
 }

@@ -21,17 +21,19 @@ pub(super) fn run(stage: &Stage, sessions: u16, bytes: u64) -> anyhow::Result<()
         .map(|(n, vm)| Task::new(vm, &["cat"], Input::Random { seed: u64::from(n) << 32, len: bytes }))
         .collect();
     let total = bytes.saturating_mul(u64::from(sessions));
-    show::print(&format!("{} VMs, {sessions} sessions, {} through cat each\n", vms.len(), show::bytes(bytes)))?;
+    let (vms, sessions) = (show::many(vms.len() as u64, "VM"), show::many(u64::from(sessions), "session"));
+    show::print(&format!("{vms}, {sessions}, {} through cat each\n", show::bytes(bytes)))?;
     let before = stage.status()?;
     let bar = progress_bar(total)?;
     let begun = Instant::now();
     let outcomes = run_all(stage, &tasks, &bar);
     let elapsed = begun.elapsed();
     bar.finish_and_clear();
+    // While the sessions are still open, so that what they take is counted.
+    let after = stage.status()?;
     for (task, outcome) in tasks.iter().zip(outcomes) {
         check(task, bytes, &outcome.with_context(|| format!("a session of {}", task.vm))?)?;
     }
-    let after = stage.status()?;
     show::print(&summary(&before, &after, total, elapsed))?;
     Ok(())
 }
@@ -39,7 +41,7 @@ pub(super) fn run(stage: &Stage, sessions: u16, bytes: u64) -> anyhow::Result<()
 fn run_all(stage: &Stage, tasks: &[Task], bar: &ProgressBar) -> Vec<anyhow::Result<Outcome>> {
     std::thread::scope(|scope| {
         let threads: Vec<_> =
-            tasks.iter().map(|task| scope.spawn(|| task.run(stage, |bytes| bar.inc(bytes)))).collect();
+            tasks.iter().map(|task| scope.spawn(|| task.prepare(stage)?.run(|bytes| bar.inc(bytes)))).collect();
         let panicked = |_| Err(anyhow::anyhow!("a session's thread panicked"));
         threads.into_iter().map(|thread| thread.join().unwrap_or_else(panicked)).collect()
     })

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -43,16 +44,23 @@ pub(super) struct Stage {
 struct Children {
     dir: PathBuf,
     running: Mutex<Vec<(String, Child)>>,
+    /// Somebody interrupted the demo, and the thread that saw it ends the process.
+    interrupted: AtomicBool,
 }
 
 impl Stage {
     /// Starts the daemon and the agents and registers each agent as a VM: `vm-1`, `vm-2`, ….
     pub(super) fn open(vms: u16, shards: u16) -> anyhow::Result<Stage> {
-        let children = Arc::new(Children { dir: private_directory()?, running: Mutex::default() });
+        let children = Arc::new(Children {
+            dir: private_directory()?,
+            running: Mutex::default(),
+            interrupted: AtomicBool::new(false),
+        });
         watch_signals(Arc::clone(&children))?;
         let names = (1..=vms).map(|n| format!("vm-{n}")).collect();
         let stage = Stage { children, vms: names };
         if let Err(error) = stage.start(shards) {
+            stage.yield_to_interrupt();
             eprint!("{}", stage.logs());
             return Err(error);
         }
@@ -120,6 +128,13 @@ impl Stage {
         self.children.dir.join(name)
     }
 
+    /// Does not return once somebody interrupted the demo: what fails then fails because of that.
+    pub(super) fn yield_to_interrupt(&self) {
+        while self.children.interrupted.load(Ordering::SeqCst) {
+            std::thread::park();
+        }
+    }
+
     /// The ends of the logs of all children, for when something went wrong.
     pub(super) fn logs(&self) -> String {
         let mut out = String::new();
@@ -143,7 +158,7 @@ impl Stage {
             client.bye(vm).with_context(|| format!("cannot remove {vm}"))?;
         }
         match self.children.stop() {
-            Some(status) if !status.success() => bail!("the daemon stopped with {status}\n{}", self.logs()),
+            Some(status) if !status.success() => bail!("the daemon stopped with {status}"),
             _ => Ok(()),
         }
     }
@@ -244,6 +259,7 @@ fn watch_signals(children: Arc<Children>) -> anyhow::Result<()> {
                 _ = hangup.recv() => Signal::SIGHUP,
             }
         });
+        children.interrupted.store(true, Ordering::SeqCst);
         children.end();
         std::process::exit(128 + number as i32)
     });

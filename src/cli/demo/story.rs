@@ -45,10 +45,12 @@ fn scenes(first: &str, second: &str) -> Vec<Scene> {
 /// Tells it.
 pub(super) fn run(stage: &Stage) -> anyhow::Result<()> {
     let [first, second] = stage.vms() else { anyhow::bail!("the story needs two VMs") };
+    // What was refused while the agents' sockets were a moment away is no part of the story.
+    let refused_before = stage.status()?.counters.requests_failed;
     show::print(&format!("One daemon, two VMs ({first}, {second}), each command a session of its own:\n\n"))?;
     let mut played = Vec::new();
     for scene in scenes(first, second) {
-        let outcome = scene.task.run(stage, |_| ())?;
+        let outcome = scene.task.prepare(stage)?.run(|_| ())?;
         show::print(&transcript(&scene, &outcome))?;
         check(&scene, &outcome)?;
         played.push((scene.shown, outcome));
@@ -58,7 +60,7 @@ pub(super) fn run(stage: &Stage) -> anyhow::Result<()> {
     show::print(&format!("\nHow the daemon routed it:\n\n{}", routes(&status, &played)))?;
     ensure_routed(&status, &played)?;
     drop(played);
-    show::print(&summary(&status))?;
+    show::print(&summary(&status, refused_before))?;
     Ok(())
 }
 
@@ -94,8 +96,11 @@ fn check(scene: &Scene, outcome: &Outcome) -> anyhow::Result<()> {
 /// A few MiB through `cat` in both VMs at once.
 fn bulk(stage: &Stage, vms: [&String; 2]) -> anyhow::Result<Vec<(&'static str, Outcome)>> {
     let tasks = [(vms[0], 1), (vms[1], 2)].map(|(vm, seed)| Task::new(vm, &["cat"], Input::Random { seed, len: BULK }));
+    // Sessions are made one after the other, so that their sequences are the same each time.
+    let [one, two] = tasks.each_ref().map(|task| task.prepare(stage));
+    let prepared = [one?, two?];
     let outcomes = std::thread::scope(|scope| {
-        let threads = tasks.each_ref().map(|task| scope.spawn(|| task.run(stage, |_| ())));
+        let threads = prepared.map(|prepared| scope.spawn(|| prepared.run(|_| ())));
         threads.map(|thread| thread.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a session's thread panicked"))))
     });
     let mut played = Vec::new();
@@ -114,28 +119,27 @@ fn bulk(stage: &Stage, vms: [&String; 2]) -> anyhow::Result<Vec<(&'static str, O
     Ok(played)
 }
 
-/// Sequences, the VM and the shard that serves it, for each session still open.
+/// Sequences, the VM and the shard that serves it, for each session still open. The amounts are payload as we saw it:
+/// the daemon counts headers and empty frames too, whose number depends on who was faster.
 fn routes(status: &Status, played: &[(&'static str, Outcome)]) -> String {
-    let names: HashMap<u64, &str> = played.iter().map(|(name, outcome)| (outcome.io_base.0, *name)).collect();
+    let ours: HashMap<u64, _> = played.iter().map(|(name, outcome)| (outcome.io_base.0, (*name, outcome))).collect();
     let mut table = Table::new(&[
         ("SEQUENCES", Align::Left),
         ("VM", Align::Left),
         ("SHARD", Align::Left),
-        ("TO CLIENT", Align::Right),
-        ("TO AGENT", Align::Right),
+        ("STDIN", Align::Right),
+        ("STDOUT", Align::Right),
         ("COMMAND", Align::Left),
     ]);
     let mut rows: Vec<_> = status.vms.iter().flat_map(|vm| vm.sessions.iter().map(move |s| (s, vm))).collect();
     rows.sort_by_key(|(session, _)| session.io_base);
     for (session, vm) in rows {
-        table.row([
-            sequences(session),
-            show::plain(&vm.id),
-            vm.shard.to_string(),
-            show::bytes(session.to_client.bytes),
-            show::bytes(session.to_agent.bytes),
-            names.get(&session.io_base).copied().unwrap_or("-").to_owned(),
-        ]);
+        let (name, sent, received) = match ours.get(&session.io_base) {
+            Some((name, outcome)) => (*name, show::bytes(outcome.sent.bytes), show::bytes(outcome.received.bytes)),
+            None => ("not ours", String::new(), String::new()),
+        };
+        let (vm, shard) = (show::plain(&vm.id), vm.shard.to_string());
+        table.row([sequences(session), vm, shard, sent, received, name.to_owned()]);
     }
     table.render("  ")
 }
@@ -153,7 +157,7 @@ fn ensure_routed(status: &Status, played: &[(&'static str, Outcome)]) -> anyhow:
     Ok(())
 }
 
-fn summary(status: &Status) -> String {
+fn summary(status: &Status, refused_before: u64) -> String {
     let counters = &status.counters;
     let mut frames = crate::wire::admin::Flow::default();
     for shard in &status.shards {
@@ -166,7 +170,7 @@ fn summary(status: &Status) -> String {
         counters.vms_added,
         counters.sessions_opened,
         show::bytes(frames.bytes),
-        counters.requests_failed,
+        counters.requests_failed.saturating_sub(refused_before),
         counters.clients_faulty + status.shards.iter().map(|shard| shard.faulty_peers).sum::<u64>(),
         show::bytes(status.memory_bytes),
         status.cpu_us / 1000,

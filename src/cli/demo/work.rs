@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use sha2::{Digest, Sha256};
 
 use super::stage::Stage;
-use crate::client::{Event, Session, SessionReader, SessionWriter, Stream};
+use crate::client::{Client, Event, Session, SessionReader, SessionWriter, Stream};
 use crate::wire::hyper::{EnvVar, ExecCmd, Process, StreamSeq};
 
 /// Time one read or write may take before the demo calls the daemon stuck.
@@ -98,34 +98,15 @@ impl Task {
         Task { vm: vm.to_owned(), args: args.iter().map(|&arg| arg.to_owned()).collect(), input }
     }
 
-    /// Runs it to its end; `progress` hears of each piece of stdout.
-    pub(super) fn run(&self, stage: &Stage, mut progress: impl FnMut(u64)) -> anyhow::Result<Outcome> {
+    /// Makes its session; nothing runs yet.
+    pub(super) fn prepare(&self, stage: &Stage) -> anyhow::Result<Prepared<'_>> {
         let mut client = stage.client()?;
         client.attach(&self.vm)?;
         let (io_base, fd) = client.allocate_io(2)?;
         let (mut reader, mut writer) = Session::new(io_base, 2, fd).split();
         reader.set_timeout(Some(PATIENCE))?;
         writer.set_timeout(Some(PATIENCE))?;
-        client.hyper("execcmd", &self.command(io_base)).with_context(|| format!("cannot run {}", self.args[0]))?;
-        let sent = spawn_writer(self.input.clone(), writer);
-        let mut output = Output::default();
-        while !output.is_complete() {
-            let batch = reader.read_batch().context("reading the session")?;
-            let Some(batch) = batch else { bail!("the session of {} ended without an exit status", self.args[0]) };
-            for event in batch {
-                progress(output.take(event?));
-            }
-        }
-        let (sent, writer) = sent.recv().context("the thread that writes stdin is gone")?;
-        Ok(Outcome {
-            io_base,
-            sent,
-            received: output.sum.finish(),
-            stdout: output.stdout,
-            stderr: output.stderr,
-            status: output.status.unwrap_or_default(),
-            _session: (reader, writer),
-        })
+        Ok(Prepared { task: self, client, io_base, reader, writer })
     }
 
     fn command(&self, io_base: StreamSeq) -> ExecCmd {
@@ -140,6 +121,43 @@ impl Task {
             ..Process::default()
         };
         ExecCmd { container: String::new(), process }
+    }
+}
+
+/// A task that has its session.
+#[derive(Debug)]
+pub(super) struct Prepared<'a> {
+    task: &'a Task,
+    client: Client,
+    io_base: StreamSeq,
+    reader: SessionReader,
+    writer: SessionWriter,
+}
+
+impl Prepared<'_> {
+    /// Runs it to its end; `progress` hears of each piece of stdout.
+    pub(super) fn run(self, mut progress: impl FnMut(u64)) -> anyhow::Result<Outcome> {
+        let Prepared { task, mut client, io_base, mut reader, writer } = self;
+        client.hyper("execcmd", &task.command(io_base)).with_context(|| format!("cannot run {}", task.args[0]))?;
+        let sent = spawn_writer(task.input.clone(), writer);
+        let mut output = Output::default();
+        while !output.is_complete() {
+            let batch = reader.read_batch().context("reading the session")?;
+            let Some(batch) = batch else { bail!("the session of {} ended without an exit status", task.args[0]) };
+            for event in batch {
+                progress(output.take(event?));
+            }
+        }
+        let (sent, writer) = sent.recv().context("the thread that writes stdin is gone")?;
+        Ok(Outcome {
+            io_base,
+            sent,
+            received: output.sum.finish(),
+            stdout: output.stdout,
+            stderr: output.stderr,
+            status: output.status.unwrap_or_default(),
+            _session: (reader, writer),
+        })
     }
 }
 

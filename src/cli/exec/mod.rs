@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
+use serde_json::value::to_raw_value;
 
 use super::{ProxySocket, show};
 use crate::client::{Client, Session, SessionWriter};
@@ -88,8 +89,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
 
     let stdin_is_terminal = io::stdin().is_terminal();
     let tty = args.tty;
-    start(&mut client, args, id, io_base)?;
-    if tty {
+    let sized = start(&mut client, args, id, io_base)?;
+    if tty && !sized {
         signals::lock(&control).resize();
     }
     let raw = if tty && stdin_is_terminal {
@@ -121,10 +122,20 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn start(client: &mut Client, args: Args, id: String, io_base: StreamSeq) -> anyhow::Result<()> {
+/// Starts the process. A program may ask for its terminal's size first thing, and the protocol tells it only after the
+/// start: so the size follows at once. Returns whether the agent took it.
+fn start(client: &mut Client, args: Args, id: String, io_base: StreamSeq) -> anyhow::Result<bool> {
     let name = show::plain(&args.command.join(" "));
+    let size = signals::terminal_size().filter(|_| args.tty);
     let command = ExecCmd { container: args.container.clone(), process: args.into_process(id, io_base) };
-    client.hyper("execcmd", &command).with_context(|| format!("cannot run '{name}'"))
+    let mut commands = vec![("execcmd", to_raw_value(&command)?)];
+    if let Some(size) = size {
+        commands.push(("winsize", to_raw_value(&signals::by_sequence(io_base, size))?));
+    }
+    let outcomes = client.hyper_each(commands).with_context(|| format!("cannot run '{name}'"))?;
+    let mut outcomes = outcomes.into_iter();
+    outcomes.next().transpose().with_context(|| format!("cannot run '{name}'"))?;
+    Ok(outcomes.next().is_some_and(|sized| sized.is_ok()))
 }
 
 fn spawn_stdin(writer: Arc<Mutex<SessionWriter>>, at_end: StdinEnd) {

@@ -147,11 +147,11 @@ impl Control {
 
     /// Tells the agent the terminal's size as it is now, by sequence and, where that is refused, by name.
     pub(super) fn resize(&mut self) {
-        let Some(WindowSize { rows: row, columns: column }) = terminal_size() else { return };
-        let by_seq = WinSize { seq: self.seq.0, row, column, ..WinSize::default() };
-        if let Err(Error::Refused(_)) = self.hyper("winsize", &by_seq) {
+        let Some(size) = terminal_size() else { return };
+        if let Err(Error::Refused(_)) = self.hyper("winsize", &by_sequence(self.seq, size)) {
             let (container, process) = (self.container.clone(), self.process.clone());
-            let _ = self.hyper("winsize", &WinSize { seq: 0, container, process, row, column });
+            let by_name = WinSize { seq: 0, container, process, row: size.rows, column: size.columns };
+            let _ = self.hyper("winsize", &by_name);
         }
     }
 
@@ -176,7 +176,13 @@ impl Control {
     }
 }
 
-fn terminal_size() -> Option<WindowSize> {
+/// `winsize` as the oldest agents know it.
+pub(super) fn by_sequence(seq: StreamSeq, size: WindowSize) -> WinSize {
+    WinSize { seq: seq.0, row: size.rows, column: size.columns, ..WinSize::default() }
+}
+
+/// The size of the terminal this process is on, if it is on one.
+pub(super) fn terminal_size() -> Option<WindowSize> {
     console::window_size(io::stdin().as_fd())
         .or_else(|| console::window_size(io::stdout().as_fd()))
         .or_else(|| console::window_size(io::stderr().as_fd()))

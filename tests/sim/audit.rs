@@ -1,0 +1,171 @@
+//! What must hold after every turn, at rest, and at the end.
+//!
+//! The asymmetry to know: after a turn the plane may hold receive buffers only for sends that end before the next
+//! one does; at rest it holds none, and at the end nothing at all.
+
+use ringway::limits::{CHUNK_LEN, TO_AGENT_BUFFER};
+
+use crate::peers::{Arrival, At, SendOp};
+use crate::world::World;
+
+/// Every so many turns the plane's status is compared with the model.
+const STATUS_EVERY: u64 = 8;
+
+impl World {
+    pub(crate) fn audit(&mut self) {
+        self.plane.check();
+        self.check_leases();
+        self.check_total();
+        for index in 0..self.agents.len() {
+            if self.agents[index].socket.open {
+                self.check_agent(index);
+            }
+        }
+        for index in 0..self.clients.len() {
+            if !self.clients[index].reported_ended {
+                self.check_client(index);
+            }
+        }
+        if self.turns.is_multiple_of(STATUS_EVERY) {
+            self.check_status();
+        }
+    }
+
+    /// Without a try in flight nobody but the completions that wait to be reaped holds a receive buffer.
+    fn check_leases(&mut self) {
+        let peers = self.open_peers();
+        if peers.iter().any(|&at| self.socket(at).is_trying()) {
+            return;
+        }
+        let waiting = |arrival: &&Arrival| matches!(arrival, Arrival::Bytes(_));
+        let arrived: usize = peers.iter().map(|&at| self.socket(at).arrived.iter().filter(waiting).count()).sum();
+        let orphaned = self.orphans.iter().flat_map(|send| &send.views);
+        let orphaned = orphaned.filter(|view| matches!(view.source, ringway::buf::Source::Lease(..))).count();
+        assert_eq!(self.mem.leases.refs(), arrived + orphaned, "the plane sleeps on receive buffers");
+    }
+
+    /// Owned memory stays under its bound, but for what sessions hold at least and for what was on its way.
+    fn check_total(&self) {
+        let orphaned: usize = self.orphans.iter().map(|send| send.views.len()).sum();
+        let on_its_way = 4 * (self.shape.to_client.bytes() + self.shape.to_agent.bytes()) / CHUNK_LEN;
+        let most = self.shape.tuning.total_buffer / CHUNK_LEN + 4 * self.sessions.len() + on_its_way + orphaned;
+        let chunks = self.mem.chunks.in_use();
+        assert!(chunks <= most, "{chunks} chunks in use, {most} at most");
+    }
+
+    fn check_agent(&self, index: usize) {
+        let agent = &self.agents[index];
+        assert_eq!(agent.socket.paused, agent.reported_blocked, "paused, and reported blocked");
+        let clients = || agent.clients.iter().map(|&client| &self.clients[client]).filter(|client| client.hears);
+        if agent.socket.paused {
+            assert!(clients().any(|client| client.to_client.whole() > 0), "agent {index} is paused for nobody");
+        }
+        let bound = self.shape.tuning.session_buffer;
+        let full = clients().find(|client| {
+            let (owed, trying) = (&client.to_client, client.socket.is_trying());
+            let (bytes, whole) =
+                if trying { (owed.behind(), owed.has_unplanned()) } else { (owed.owed(), owed.whole() > 0) };
+            bytes >= bound && whole
+        });
+        if let Some(client) = full {
+            assert!(agent.socket.paused, "session {} is owed too much and its agent is read", client.base);
+        }
+    }
+
+    fn check_client(&self, index: usize) {
+        let client = &self.clients[index];
+        let pool = self.shape.to_client.bytes();
+        let most = self.shape.tuning.session_buffer + 4 * pool + 24 * 1024;
+        assert!(client.to_client.owed() <= most, "client {index} is owed {} bytes", client.to_client.owed());
+        let cuts = 1 + client.to_agent.owed() / self.shape.tuning.agent_frame_max as usize;
+        let most = TO_AGENT_BUFFER + 4 * self.shape.to_agent.bytes() * 2 + 24 * 1024 + cuts * 12;
+        assert!(client.to_agent.owed() <= most, "agent is owed {} bytes", client.to_agent.owed());
+        let (paused, open) = (client.socket.paused, client.socket.open);
+        if open && client.speaks && paused {
+            assert!(client.to_agent.whole() > 0, "client {index} is paused for nothing");
+        }
+        if open && client.speaks && client.to_agent.behind() >= TO_AGENT_BUFFER {
+            assert!(paused, "client {index} floods its agent and is read");
+        }
+    }
+
+    fn check_status(&self) {
+        for link in self.plane.status() {
+            let paused =
+                self.agents.iter().any(|agent| agent.vm == link.vm && agent.socket.open && agent.socket.paused);
+            assert_eq!(link.blocked_by.is_some(), paused, "blocked in the status of VM {}", link.vm);
+            for session in link.sessions {
+                let client = &self.clients[self.seqs[&session.io_base]];
+                assert!(!client.reported_ended, "a session that ended has a status");
+                assert_eq!(session.queued_to_client, client.to_client.owed() as u64, "{session:?} to its client");
+                assert_eq!(session.queued_to_agent, client.to_agent.owed() as u64, "{session:?} to its agent");
+                assert_eq!(session.to_client.frames, client.to_client.frames, "{session:?} frames to its client");
+                assert_eq!(session.to_agent.frames, client.to_agent.frames, "{session:?} frames to its agent");
+            }
+        }
+    }
+
+    /// Sessions of a send whose agent and whose client are paused.
+    pub(crate) fn held_back(&self, send: &SendOp) -> Vec<(usize, bool, bool)> {
+        let paused = |&(client, _): &(usize, usize)| {
+            let held = &self.clients[client];
+            (client, self.agents[held.agent].socket.paused, held.socket.paused)
+        };
+        send.shares.iter().map(paused).collect()
+    }
+
+    /// Who was paused and is read again after a send owes half of its bound at most, or nothing whole.
+    pub(crate) fn check_released(&self, at: At, held: &[(usize, bool, bool)]) {
+        for &(index, agent_paused, client_paused) in held {
+            let client = &self.clients[index];
+            let agent = &self.agents[client.agent];
+            if matches!(at, At::Client(_)) && agent_paused && !agent.socket.paused && client.hears {
+                let (owed, most) = (&client.to_client, self.shape.tuning.session_buffer / 2);
+                assert!(owed.whole() == 0 || owed.owed() <= most, "client {index} is owed too much to go on");
+            }
+            if matches!(at, At::Agent(_)) && client_paused && !client.socket.paused {
+                let owed = &client.to_agent;
+                assert!(owed.whole() == 0 || owed.owed() <= TO_AGENT_BUFFER / 2, "client {index} owes too much");
+            }
+        }
+    }
+
+    /// Nothing happens any more: everything that could be delivered was.
+    pub(crate) fn check_rest(&mut self) {
+        for at in self.open_peers() {
+            let socket = self.socket(at);
+            assert!(!socket.closed, "{at:?} is gone and nobody noticed");
+            assert!(!socket.paused || socket.ended, "{at:?} is paused for ever");
+            assert!(socket.inbox.is_empty() && !socket.starved, "{at:?} is not received from");
+            assert!(socket.send.is_none() && socket.arrived.is_empty(), "{at:?} has completions at rest");
+        }
+        for (index, client) in self.clients.iter().enumerate().filter(|(_, client)| !client.reported_ended) {
+            assert_eq!(client.to_client.whole(), 0, "client {index} is still owed output");
+            assert_eq!(client.to_agent.whole(), 0, "client {index}'s agent is still owed input");
+            assert!(client.socket.open, "client {index} is closed and its session has not ended");
+            assert!(!client.socket.closed, "client {index} left and nobody noticed");
+            assert!(!self.agents[client.agent].doomed, "client {index} outlives its agent and is owed nothing");
+        }
+        assert!(self.orphans.is_empty() && self.mem.leases.refs() == 0, "receive buffers held at rest");
+    }
+
+    /// Everybody is gone: nothing is left.
+    pub(crate) fn check_end(&mut self) {
+        assert_eq!(self.plane.counts(), (0, 0), "links and sessions at the end");
+        assert_eq!(self.mem.chunks.in_use(), 0, "chunks at the end");
+        assert_eq!(self.mem.leases.refs(), 0, "receive buffers at the end");
+        assert!(self.clients.iter().all(|client| client.reported_ended), "a session has not ended");
+        assert!(self.agents.iter().all(|agent| agent.reported_ended), "a link has not ended");
+        assert!(self.links.is_empty() && self.sessions.is_empty());
+    }
+
+    /// Bytes the far end of a peer has been sent.
+    pub(crate) fn taken(&self, at: At) -> usize {
+        match at {
+            At::Agent(index) => {
+                self.agents[index].clients.iter().map(|&client| self.clients[client].to_agent.taken).sum()
+            }
+            At::Client(index) => self.clients[index].to_client.taken,
+        }
+    }
+}

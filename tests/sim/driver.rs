@@ -1,0 +1,196 @@
+//! Carries out the plane's effects and holds each against the model.
+//!
+//! The asymmetry to know: closing forgets a peer at once, but a send of it that is in flight keeps its memory until
+//! the kernel is done with it.
+
+use std::ops::Range;
+
+use ringway::buf::Source;
+use ringway::limits::{CHUNK_LEN, SEND_MAX, SEND_PIECES_MAX, TO_AGENT_BUFFER};
+use ringway::relay::{Effect, Peer, Report};
+
+use crate::model::{HEADER, length_at, seq_at};
+use crate::peers::{Arrival, At, SendOp};
+use crate::sabotage::Crime;
+use crate::world::{Step, World};
+
+impl World {
+    pub(crate) fn carry_out_one(&mut self, effect: Effect) {
+        self.note(Step::Effect(effect.clone()));
+        match effect {
+            Effect::Send { .. } => unreachable!("sends are made by flush"),
+            Effect::Pause(peer) => self.pause(self.at(peer)),
+            Effect::Resume(peer) => self.resume(self.at(peer)),
+            Effect::WatchClose(session) => {
+                let at = self.at(Peer::Client(session));
+                let socket = self.socket(at);
+                assert!(socket.open && !socket.watched, "{at:?} watched twice");
+                socket.watched = true;
+            }
+            Effect::Close(peer) => self.close(self.at(peer)),
+            Effect::Report(report) => self.report(report),
+        }
+    }
+
+    fn pause(&mut self, at: At) {
+        let over = self.is_over_total();
+        let due = match at {
+            At::Agent(index) => {
+                let bound = self.shape.tuning.session_buffer;
+                self.agents[index].clients.iter().any(|&client| self.clients[client].to_client.owed() >= bound)
+            }
+            At::Client(index) => {
+                assert!(self.clients[index].speaks, "{at:?} sends nothing and is paused");
+                self.clients[index].to_agent.owed() >= TO_AGENT_BUFFER
+            }
+        };
+        assert!(due || over, "{at:?} paused below the bound");
+        let late = if self.healed { 0 } else { self.random.below(3) };
+        let socket = self.socket(at);
+        assert!(socket.open && !socket.paused, "{at:?} paused twice or closed");
+        (socket.paused, socket.late) = (true, late);
+    }
+
+    fn resume(&mut self, at: At) {
+        if let At::Client(index) = at {
+            assert!(self.clients[index].speaks, "{at:?} sends nothing and is resumed");
+        }
+        let lost = self.saboteur.strikes(Crime::LoseResume);
+        let socket = self.socket(at);
+        assert!(socket.open && socket.paused, "{at:?} resumed, and not paused or closed");
+        socket.paused = lost;
+    }
+
+    pub(crate) fn is_over_total(&self) -> bool {
+        self.mem.chunks.in_use() * CHUNK_LEN >= self.shape.tuning.total_buffer
+    }
+
+    fn close(&mut self, at: At) {
+        match at {
+            At::Agent(index) => {
+                assert!(self.agents[index].doomed, "{at:?} closed for no reason");
+                self.links.remove(&self.agents[index].link);
+            }
+            At::Client(index) => {
+                let client = &self.clients[index];
+                let drained = !client.hears || client.to_client.whole() == 0;
+                let orphaned = self.agents[client.agent].doomed && drained;
+                assert!(client.doomed || orphaned, "{at:?} closed for no reason or too early");
+            }
+        }
+        let socket = self.socket(at);
+        assert!(std::mem::replace(&mut socket.open, false), "{at:?} closed twice");
+        let (arrived, send) = (std::mem::take(&mut socket.arrived), socket.send.take());
+        self.orphans.extend(send);
+        for arrival in arrived {
+            if let Arrival::Bytes(view) = arrival {
+                self.mem.release(view.source);
+            }
+        }
+        self.starved.iter_mut().for_each(|queue| queue.retain(|&other| other != at));
+    }
+
+    fn report(&mut self, report: Report) {
+        match report {
+            Report::SessionEnded { base, vm, .. } => {
+                let index = self.seqs[&base.0];
+                let client = &mut self.clients[index];
+                assert!(!std::mem::replace(&mut client.reported_ended, true), "session {base} ended twice");
+                assert!(!client.socket.open, "session {base} ended before its socket was closed");
+                let agent = &self.agents[client.agent];
+                assert_eq!(vm, agent.vm);
+                assert!(agent.doomed || client.to_agent.whole() == 0, "session {base} ended, owing its agent");
+                assert_eq!(self.sessions.remove(&client.session), Some(index));
+            }
+            Report::LinkEnded { vm, .. } => {
+                let agent = self.agents.iter_mut().find(|agent| agent.vm == vm).expect("a VM of ours");
+                assert!(!std::mem::replace(&mut agent.reported_ended, true), "link {vm} ended twice");
+                assert!(!agent.socket.open, "link {vm} ended before its socket was closed");
+            }
+            Report::LinkBlocked { vm, by } => {
+                let index = self.seqs[&by.0];
+                let agent = &mut self.agents[self.clients[index].agent];
+                assert!(agent.vm == vm && agent.socket.paused && !agent.reported_blocked);
+                agent.reported_blocked = true;
+            }
+            Report::LinkUnblocked { vm } => {
+                let agent = self.agents.iter_mut().find(|agent| agent.vm == vm).expect("a VM of ours");
+                assert!(agent.reported_blocked, "unblocked, and was not blocked");
+                agent.reported_blocked = false;
+            }
+        }
+    }
+
+    pub(crate) fn start_send(&mut self, peer: Peer, range: Range<usize>, wait: bool) {
+        let at = self.at(peer);
+        let views = self.plane.views(range).to_vec();
+        let bytes: Vec<u8> = views.iter().flat_map(|&view| self.mem.bytes(view)).copied().collect();
+        self.note(Step::Send(at, bytes.len(), wait));
+        assert!(!bytes.is_empty() && bytes.len() <= SEND_MAX, "a send of {} bytes", bytes.len());
+        assert!(views.len() <= SEND_PIECES_MAX, "a send of {} pieces", views.len());
+        let owned = views.iter().all(|view| matches!(view.source, Source::Chunk(_)));
+        assert!(owned || !wait, "a send from receive buffers waits");
+        let shares = match at {
+            At::Agent(index) => self.plan_to_agent(index, &bytes),
+            At::Client(index) => self.plan_to_client(index, &bytes),
+        };
+        views.iter().for_each(|view| self.mem.retain(view.source));
+        let socket = self.socket(at);
+        assert!(socket.open && socket.send.is_none(), "{at:?} has a send in flight or is closed");
+        socket.send = Some(SendOp { views, shares, total: bytes.len(), moved: 0, wait, done: None });
+    }
+
+    fn plan_to_client(&mut self, index: usize, bytes: &[u8]) -> Vec<(usize, usize)> {
+        let client = &mut self.clients[index];
+        let torn = client.to_client.torn();
+        assert!(torn == 0 || !client.socket.unix, "a torn frame on a socket that tears none");
+        client.to_client.plan(bytes);
+        let mut end = torn;
+        while end < bytes.len() {
+            assert!(bytes.len() - end >= HEADER, "a send ends inside a header");
+            end += length_at(&bytes[end..]);
+        }
+        assert_eq!(end, bytes.len(), "a send to a client ends inside a frame");
+        vec![(index, bytes.len())]
+    }
+
+    /// Whose frames a send to an agent has; each begins and ends on a frame's border.
+    fn plan_to_agent(&mut self, index: usize, bytes: &[u8]) -> Vec<(usize, usize)> {
+        let mut shares: Vec<(usize, usize)> = Vec::new();
+        let mut at = 0;
+        if let Some(torn) = self.agents[index].torn {
+            at = self.clients[torn].to_agent.torn();
+            assert!(at <= bytes.len(), "a send ends inside a torn frame");
+            self.clients[torn].to_agent.plan(&bytes[..at]);
+            shares.push((torn, at));
+        }
+        while at < bytes.len() {
+            assert!(bytes.len() - at >= HEADER, "a send ends inside a header");
+            let (seq, len) = (seq_at(&bytes[at..]), length_at(&bytes[at..]));
+            let owner = *self.seqs.get(&seq).expect("a sequence of ours");
+            assert!(self.clients[owner].agent == index, "a frame for another agent");
+            assert!(len <= self.shape.tuning.agent_frame_max as usize, "a frame of {len} bytes to an agent");
+            assert!(at + len <= bytes.len(), "a send to an agent ends inside a frame");
+            self.clients[owner].to_agent.plan(&bytes[at..at + len]);
+            match shares.last_mut() {
+                Some(last) if last.0 == owner => last.1 += len,
+                _ => shares.push((owner, len)),
+            }
+            at += len;
+        }
+        self.check_turns(index, &shares);
+        shares
+    }
+
+    /// A session with a whole frame for its agent is in every so-manieth send.
+    fn check_turns(&mut self, index: usize, shares: &[(usize, usize)]) {
+        let live: Vec<usize> = self.agents[index].clients.clone();
+        let live: Vec<usize> = live.into_iter().filter(|&client| !self.clients[client].reported_ended).collect();
+        for &client in &live {
+            let owed = &mut self.clients[client].to_agent;
+            let served = shares.iter().any(|share| share.0 == client);
+            owed.passed_over = if served || !owed.has_unplanned() { 0 } else { owed.passed_over + 1 };
+            assert!(owed.passed_over <= 2 * live.len() + 2, "client {client} does not get its turn");
+        }
+    }
+}
