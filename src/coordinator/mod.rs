@@ -276,7 +276,7 @@ impl Coordinator {
         };
         // Dropping the handle ends the control channel's task, which answers what was in flight.
         drop(entry.control);
-        if entry.state == VmState::Ready {
+        if entry.state != VmState::Connecting {
             self.post(entry.shard, Order::CloseLink { vm: vm.key }).await;
         }
         info!(vm = id, "VM unregistered");
@@ -297,7 +297,8 @@ impl Coordinator {
             vm.shard
         };
         self.count(|counters| counters.vms_lost += 1);
-        self.post(shard, Order::CloseLink { vm: key }).await;
+        // Its last output may still be in the kernel when its control channel is seen to end.
+        self.post(shard, Order::FinishLink { vm: key }).await;
     }
 
     /// Puts an order into a shard's queue, waiting for room in it.

@@ -19,6 +19,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use nix::errno::Errno;
 use nix::libc;
+use nix::sys::socket::{Shutdown, shutdown};
 
 pub use self::buf_pool::{BufGroup, BufPool};
 pub use self::op_tag::{OpKind, OpTag};
@@ -197,6 +198,18 @@ impl Reactor {
         // SAFETY: the op, boxed in the socket's slot, keeps the message at its address and holds a reference to every
         // piece's memory until this operation's completion takes it out (`send_ended`).
         unsafe { self.submit(entry, id.tag(OpKind::Send)) };
+    }
+
+    /// Lets nothing more be sent either way. What the kernel has received is still reported, then the end.
+    pub fn shut_down(&mut self, id: SocketId) {
+        let Some(socket) = self.sockets.get(id) else { return };
+        // A socket whose peer is gone altogether is shut down already.
+        let _ = shutdown(socket.fd.as_raw_fd(), Shutdown::Both);
+        if socket.receive == Receive::Armed {
+            // The kernel wakes the peer of a shutdown, not the one who asks for it: a new receive sees the end.
+            self.pause(id);
+            self.resume(id);
+        }
     }
 
     /// Closes a socket once nothing is in flight on it. Nothing is reported of it from now on.

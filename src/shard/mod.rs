@@ -165,6 +165,10 @@ impl Shard {
                     self.plane.gone(&mut self.reactor.mem, Peer::Agent(link), Gone::Ordered);
                 }
             }
+            Order::FinishLink { vm } => {
+                let link = self.links.get(&vm).and_then(|&link| self.socket(Peer::Agent(link)));
+                link.into_iter().for_each(|socket| self.reactor.shut_down(socket));
+            }
             Order::OpenSession { vm, base, streams, fd } => self.open_session(vm, base, streams, fd),
             Order::Status(reply) => {
                 // Nobody waits for the answer any more: that is theirs to decide.
