@@ -155,6 +155,45 @@ fn what_was_received_before_a_vm_died_reaches_its_client() {
 }
 
 #[test]
+fn input_for_a_dead_vm_does_not_cost_its_last_output() {
+    let mut scene = Scene::set(&["--session-buffer", "64KiB"]);
+    let mut client = scene.daemon.client();
+    let mut guest = Guest::boot(&scene.daemon, &mut client, "vm");
+    let (mut stopped, mut other) = (client.allocate(1), client.allocate(1));
+    let bytes = frame(stopped.base, &pattern(3, 8_180));
+    let wire = bytes.repeat(1_024);
+    guest.io.set_nonblocking(true).unwrap();
+    let mut written = 0;
+    // Until the daemon does not read any more and the socket is full, however long that takes.
+    until("held back", || {
+        while let Ok(n) = guest.io.write(&wire[written..]) {
+            written += n;
+        }
+        scene.daemon.vm("vm").filter(|vm| vm.blocked_by == Some(stopped.base))
+    });
+    while let Ok(n) = guest.io.write(&wire[written..]) {
+        written += n;
+    }
+    drop(guest);
+    scene.daemon.logged(&["VM lost", "vm=\"vm\""]);
+    // What it is told is lost; it must not take along what the VM said.
+    for _ in 0..10 {
+        let _ = other.socket.write_all(&frame(other.base, b"are you there?"));
+        scene.serves();
+    }
+    let whole = written / bytes.len();
+    assert!(whole > 20, "{written} bytes");
+    for _ in 0..whole {
+        assert!(frame(stopped.base, &stopped.next_frame().expect("all that was written").1) == bytes);
+    }
+    stopped.expect_end();
+    other.expect_end();
+    client.bye("vm").unwrap();
+    drop((client, stopped, other));
+    scene.is_sound();
+}
+
+#[test]
 fn an_agent_that_closes_its_control_channel_only_is_lost_and_its_output_is_not() {
     let mut scene = Scene::set(&[]);
     let mut client = scene.daemon.client();
