@@ -43,9 +43,10 @@ pub(super) struct ControlHandle {
 }
 
 impl ControlHandle {
-    /// Sends a command and waits for its answer, until `deadline` at the latest.
+    /// Sends a command and waits for its answer, until `deadline` at the latest. It lets go of the channel before it
+    /// waits, so that a command in flight does not keep alive what bye or a lost VM ends.
     pub(super) async fn command(
-        &self,
+        self,
         code: Code,
         payload: Vec<u8>,
         deadline: Instant,
@@ -53,7 +54,9 @@ impl ControlHandle {
         let (reply, answer) = oneshot::channel();
         let gone = || CommandError::Gone("the VM's control channel has ended".to_owned());
         let command = Command { code, payload, deadline, reply };
-        match self.commands.try_send(command) {
+        let sent = self.commands.try_send(command);
+        drop(self);
+        match sent {
             Ok(()) => answer.await.unwrap_or_else(|_| Err(gone())),
             Err(mpsc::error::TrySendError::Full(_)) => Err(CommandError::Full),
             Err(mpsc::error::TrySendError::Closed(_)) => Err(gone()),

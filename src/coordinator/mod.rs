@@ -16,6 +16,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, timeout_at};
@@ -26,7 +27,7 @@ pub use self::registry::{RequestError, VmRef};
 use self::channel::Channel;
 use self::registry::{Registry, VmState};
 use crate::os::fds::{self, PeerCredentials};
-use crate::os::guest_socket::GuestSocket;
+use crate::os::guest_socket::{GuestSocket, PathError};
 use crate::os::usage;
 use crate::relay;
 use crate::shard::{Order, Report, ShardHandle};
@@ -161,6 +162,10 @@ impl Coordinator {
                 return Err(RequestError::NotReady { id: vm.id.clone(), seconds });
             }
         }
+        if fds::has_hung_up(io.as_fd()).map_err(out_of)? {
+            let why = "the agent closed its stream channel before it was ready".to_owned();
+            return Err(RequestError::Gone { id: vm.id.clone(), why });
+        }
         let shard = {
             let mut registry = self.0.registry.borrow_mut();
             let entry = registry.usable(vm)?;
@@ -188,15 +193,17 @@ impl Coordinator {
         deadline: Instant,
     ) -> Result<UnixStream, RequestError> {
         let refused = |why: String| RequestError::Connect { id: vm.id.clone(), path: path.to_owned(), why };
-        let socket = GuestSocket::open(path, client.uid, &self.0.settings.vm_dirs)
-            .map_err(|why| RequestError::Path { id: vm.id.clone(), why: why.to_string() })?;
+        let socket = GuestSocket::open(path, client.uid, &self.0.settings.vm_dirs).map_err(|why| match why {
+            PathError::Open { errno: errno @ (Errno::EMFILE | Errno::ENFILE), .. } => out_of(errno.into()),
+            why => RequestError::Path { id: vm.id.clone(), why: why.to_string() },
+        })?;
         loop {
             match UnixStream::connect(socket.address()).await {
                 Ok(stream) => return Ok(stream),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline => {
                     tokio::time::sleep(Duration::from_millis(10)).await;
                 }
-                Err(error) => return Err(refused(error.to_string())),
+                Err(error) => return Err(refused(hint(&error))),
             }
         }
     }
@@ -252,6 +259,12 @@ impl Coordinator {
             self.count(|counters| counters.commands_overdue += 1);
             warn!(vm = vm.id, %error, "the agent does not answer");
         }
+        if let Err(control::CommandError::Gone(_)) = &answer
+            && let Err(gone @ RequestError::Gone { .. }) = self.0.registry.borrow_mut().usable(vm)
+        {
+            // Its stream channel may have ended first: the VM knows why.
+            return Err(gone);
+        }
         Ok(answer?)
     }
 
@@ -266,7 +279,7 @@ impl Coordinator {
         };
         // Dropping the handle ends the control channel's task, which answers what was in flight.
         drop(entry.control);
-        if entry.state == VmState::Ready {
+        if entry.state != VmState::Connecting {
             self.post(entry.shard, Order::CloseLink { vm: vm.key }).await;
         }
         info!(vm = id, "VM unregistered");
@@ -287,7 +300,8 @@ impl Coordinator {
             vm.shard
         };
         self.count(|counters| counters.vms_lost += 1);
-        self.post(shard, Order::CloseLink { vm: key }).await;
+        // Its last output may still be in the kernel when its control channel is seen to end.
+        self.post(shard, Order::FinishLink { vm: key }).await;
     }
 
     /// Puts an order into a shard's queue, waiting for room in it.
@@ -448,12 +462,15 @@ fn into_blocking(stream: UnixStream) -> io::Result<OwnedFd> {
     Ok(stream.into())
 }
 
-/// Names the limit behind a failed system call.
 fn out_of(error: io::Error) -> RequestError {
-    let hint = match error.raw_os_error().map(nix::errno::Errno::from_raw) {
-        Some(nix::errno::Errno::EMFILE) => "no descriptor left in the daemon (RLIMIT_NOFILE)".to_owned(),
-        Some(nix::errno::Errno::ENFILE) => "no descriptor left on the host (fs.file-max)".to_owned(),
+    RequestError::Resources(hint(&error))
+}
+
+/// Names the limit behind a failed system call, where there is one.
+fn hint(error: &io::Error) -> String {
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EMFILE) => "no descriptor left in the daemon (RLIMIT_NOFILE)".to_owned(),
+        Some(Errno::ENFILE) => "no descriptor left on the host (fs.file-max)".to_owned(),
         _ => error.to_string(),
-    };
-    RequestError::Resources(hint)
+    }
 }

@@ -52,6 +52,9 @@ enum End {
     /// The client closed.
     #[error("closed by the client")]
     Closed,
+    /// The client closed where it should have gone on.
+    #[error("closed by the client in the middle of a message")]
+    Truncated,
     /// The client broke the protocol.
     #[error("protocol broken by the client: {0}")]
     Fault(#[from] DecodeError),
@@ -70,6 +73,8 @@ struct Connection {
     coordinator: Coordinator,
     peer: PeerCredentials,
     vm: Option<VmRef>,
+    /// It left without waiting for an answer; what it asked before that is still done.
+    has_left: bool,
 }
 
 /// A response, and the descriptor that follows it.
@@ -83,12 +88,12 @@ impl Connection {
         };
         coordinator.count(|counters| counters.clients_accepted += 1);
         coordinator.client_count(1);
-        let mut connection = Connection { stream, coordinator, peer, vm: None };
+        let mut connection = Connection { stream, coordinator, peer, vm: None, has_left: false };
         let (pid, uid) = (peer.pid, peer.uid);
         match connection.run().await {
             End::Closed => debug!(pid, uid, "client closed"),
             End::Io(error) => debug!(pid, uid, %error, "client lost"),
-            end @ (End::Fault(_) | End::Protocol2) => {
+            end @ (End::Truncated | End::Fault(_) | End::Protocol2) => {
                 connection.coordinator.count(|counters| counters.clients_faulty += 1);
                 warn!(pid, uid, "connection ended: {end}");
             }
@@ -115,8 +120,10 @@ impl Connection {
             if !response.success {
                 info!(pid = self.peer.pid, request = request.id, error = response.error, "request refused");
             }
-            if let Err(error) = self.respond(&response, fd).await {
-                return error.into();
+            match self.respond(&response, fd).await {
+                Ok(()) => {}
+                Err(error) if is_left(&error) => self.has_left = true,
+                Err(error) => return error.into(),
             }
         }
     }
@@ -132,7 +139,7 @@ impl Connection {
             }
         };
         if n == 0 {
-            return Err(End::Closed);
+            return Err(if decoder.pending() == 0 { End::Closed } else { End::Truncated });
         }
         // The first bytes of a connection tell the protocols apart: a protocol 1 length is below 128 KiB.
         if decoder.pending() == 0 && buffer[..n].starts_with(&[0, 2]) {
@@ -196,10 +203,18 @@ impl Connection {
     }
 
     async fn respond(&mut self, response: &Response, fd: Option<OwnedFd>) -> io::Result<()> {
+        if self.has_left {
+            return Ok(());
+        }
         self.stream.write_all(&cc1::encode(response)).await?;
         let Some(fd) = fd else { return Ok(()) };
         self.stream.async_io(Interest::WRITABLE, || send_with_fd(self.stream.as_fd(), FD_BYTE, fd.as_fd())).await
     }
+}
+
+/// Whether a failed write means that nobody is there any more.
+fn is_left(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
 }
 
 /// What a client is told.

@@ -32,6 +32,12 @@ pub enum Order {
         /// The VM's number.
         vm: u64,
     },
+    /// End a VM that died: what its agent had written before goes to its clients too, then what they are owed, then
+    /// EOF.
+    FinishLink {
+        /// The VM's number.
+        vm: u64,
+    },
     /// Serve a session.
     OpenSession {
         /// The VM's number.

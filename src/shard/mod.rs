@@ -169,6 +169,10 @@ impl Shard {
                     self.plane.gone(&mut self.reactor.mem, Peer::Agent(link), Gone::Ordered);
                 }
             }
+            Order::FinishLink { vm } => {
+                let link = self.links.get(&vm).and_then(|&link| self.socket(Peer::Agent(link)));
+                link.into_iter().for_each(|socket| self.reactor.shut_down(socket));
+            }
             Order::OpenSession { vm, base, streams, fd } => self.open_session(vm, base, streams, fd),
             Order::OpenToken { vm, base } => self.open_token(vm, base),
             Order::Token(base, order) => self.obey_token(base, order),
@@ -312,6 +316,11 @@ impl Shard {
                 (Some(peer), errno) => self.plane.gone(&mut self.reactor.mem, peer, gone(errno)),
                 (None, _) => {}
             },
+            // The agent takes nothing any more, but what it wrote before may still be unread. The plane's send stays
+            // as it is, so that nothing follows it, and the link ends when its receive does.
+            Event::Sent(socket, Err(_)) if matches!(self.peer(socket), Some(Peer::Agent(_))) => {
+                self.reactor.shut_down(socket);
+            }
             Event::Sent(socket, outcome) => {
                 if let Some(peer) = self.peer(socket) {
                     let sent = outcome.map_or_else(|errno| Sent::Failed(gone(Some(errno))), Sent::Taken);
