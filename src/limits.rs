@@ -76,6 +76,15 @@ pub const SHIM_AT_RISK: u64 = 208 * 1024;
 /// Seconds a process's start waits for its shim, and a shim's input and signals for the process.
 pub const SHIM_PATIENCE_SECS: u64 = 30;
 
+/// Messages of a shim that wait for its door: as many as a shard lets be under way, and one to spare.
+pub const MESSAGES_BUFFER: usize = SHIM_MESSAGES_MAX as usize + 1;
+
+/// Events of an agent that wait to be looked at; more are skipped, with a line in the log.
+pub const AGENT_EVENTS_MAX: usize = 4_096;
+
+/// Longest line of a VM's console in the log, bytes; a longer one is cut in two.
+pub const CONSOLE_LINE_MAX: usize = 1_024;
+
 /// Tokens one RegisterVM or AttachVM may ask for.
 pub const TOKENS_PER_REQUEST: i64 = 1_024;
 

@@ -155,14 +155,7 @@ impl Coordinator {
         Ok(ShimLink { base, connection, messages })
     }
 
-    async fn connect_on_shard(
-        &self,
-        base: StreamSeq,
-        connection: u64,
-        fd: OwnedFd,
-        unparsed: Vec<u8>,
-        reply: Vec<u8>,
-    ) {
+    async fn connect_on_shard(&self, base: StreamSeq, connection: u64, fd: OwnedFd, unparsed: Vec<u8>, reply: Vec<u8>) {
         self.tell(base, TokenOrder::Connect { connection, fd, unparsed, reply }).await;
     }
 

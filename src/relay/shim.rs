@@ -243,11 +243,9 @@ impl Plane {
         session.to_client.consume(&mut self.arena, mem, n);
     }
 
-    /// Ends a connection whose token was given up once it has its replies.
-    pub(super) fn end_if_released<L: Leases>(&mut self, mem: &mut Memory<L>, id: SessionId) {
-        if self.shim(id).is_some_and(|shim| shim.ending && shim.replies.ready() == 0) {
-            self.gone(mem, Peer::Client(id), Gone::Ordered);
-        }
+    /// Whether a session's token was given up and its connection has its replies: it is to end.
+    pub(super) fn is_released(&mut self, id: SessionId) -> bool {
+        self.shim(id).is_some_and(|shim| shim.ending && shim.replies.ready() == 0)
     }
 
     /// A session's shim is gone. `false` when the session has no token to free, and goes with its client.
@@ -366,9 +364,9 @@ impl Plane {
             }
             kind @ (Kind::Command(_) | Kind::Stream(Stream::Log)) => Current::Message(kind, Vec::new(), header.payload),
             Kind::Notification(_) => Current::Ignored,
-            Kind::Response { .. } | Kind::Stream(Stream::Stdout | Stream::Stderr) => {
-                let [.., flags, opcode, _, _, _, _] = header.encode();
-                return Err(DecodeError::Kind { flags, opcode });
+            Kind::Response { .. } => return Err(DecodeError::OutOfPlace("a response")),
+            Kind::Stream(Stream::Stdout | Stream::Stderr) => {
+                return Err(DecodeError::OutOfPlace("output of a process"));
             }
         };
         if let Some(shim) = self.shim(id) {

@@ -153,8 +153,11 @@ impl Plane {
         if blocks && self.is_low(mem, id) {
             self.unblock_link(id);
         }
-        self.end_if_released(mem, id);
-        self.end_if_done(mem, id);
+        if self.is_released(id) {
+            self.gone(mem, Peer::Client(id), Gone::Ordered);
+        } else {
+            self.end_if_done(mem, id);
+        }
     }
 
     /// Whether a session owes its client little enough for its link to be read again. A frame that has not ended

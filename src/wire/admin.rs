@@ -63,6 +63,9 @@ pub struct Counters {
     pub vms_lost: u64,
     /// Sessions allocated.
     pub sessions_opened: u64,
+    /// Shims that left without giving their token up.
+    #[serde(default)]
+    pub shims_lost: u64,
     /// Commands whose agent did not answer in time.
     pub commands_overdue: u64,
 }
