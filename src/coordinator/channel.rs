@@ -83,6 +83,8 @@ pub(super) struct Channel {
     waiting: HashMap<Ticket, oneshot::Sender<Result<Vec<u8>, CommandError>>>,
     next_ticket: Ticket,
     ready: Option<oneshot::Sender<()>>,
+    /// Messages nobody asked for.
+    strays: u64,
 }
 
 impl Channel {
@@ -103,6 +105,7 @@ impl Channel {
             waiting: HashMap::new(),
             next_ticket: 0,
             ready: Some(ready),
+            strays: 0,
         };
         (channel, handle)
     }
@@ -205,7 +208,14 @@ impl Channel {
                     }
                 }
                 Action::Event(event) => debug!(vm = self.vm, code = event.code, "the agent reported an event"),
-                Action::Stray(code) => warn!(vm = self.vm, code, "skipped a message from the agent nobody asked for"),
+                Action::Stray(code) => {
+                    self.strays += 1;
+                    // The first, the second, the fourth, …: an agent cannot fill the log.
+                    if self.strays.is_power_of_two() {
+                        let count = self.strays;
+                        warn!(vm = self.vm, code, count, "skipped a message from the agent nobody asked for");
+                    }
+                }
             }
         }
         *self.status.borrow_mut() = ChannelStatus { command: self.control.command(), queued: self.control.queued() };
