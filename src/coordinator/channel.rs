@@ -84,6 +84,8 @@ pub(super) struct Channel {
     next_ticket: Ticket,
     ready: Option<oneshot::Sender<()>>,
     events: mpsc::Sender<Message>,
+    /// Messages nobody asked for.
+    strays: u64,
 }
 
 impl Channel {
@@ -111,6 +113,7 @@ impl Channel {
             next_ticket: 0,
             ready: Some(ready),
             events,
+            strays: 0,
         };
         (channel, handle)
     }
@@ -218,7 +221,14 @@ impl Channel {
                         warn!(vm = self.vm, "the agent reports more events than can be taken: one was skipped");
                     }
                 }
-                Action::Stray(code) => warn!(vm = self.vm, code, "skipped a message from the agent nobody asked for"),
+                Action::Stray(code) => {
+                    self.strays += 1;
+                    // The first, the second, the fourth, …: an agent cannot fill the log.
+                    if self.strays.is_power_of_two() {
+                        let count = self.strays;
+                        warn!(vm = self.vm, code, count, "skipped a message from the agent nobody asked for");
+                    }
+                }
             }
         }
         *self.status.borrow_mut() = ChannelStatus { command: self.control.command(), queued: self.control.queued() };

@@ -12,6 +12,7 @@ mod shims;
 mod tokens;
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -64,6 +65,8 @@ struct Inner {
     reports: Arc<Notify>,
     registry: RefCell<Registry>,
     tokens: RefCell<Tokens>,
+    /// Who waits for the end of a VM's stream channel, by the VM's number.
+    closing: RefCell<HashMap<u64, oneshot::Sender<()>>>,
     counters: Cell<Counters>,
     clients: Cell<u64>,
     stopping: Cell<bool>,
@@ -87,6 +90,7 @@ impl Coordinator {
             settings,
             shards,
             reports,
+            closing: RefCell::default(),
             counters: Cell::default(),
             clients: Cell::default(),
             stopping: Cell::default(),
@@ -287,11 +291,19 @@ impl Coordinator {
         let Some(entry) = self.0.registry.borrow_mut().remove(vm.key) else {
             return Err(RequestError::Unknown(id.to_owned()));
         };
+        // The stream channel ends before the control channel, and both before the answer: an agent that is connected
+        // to anew takes the new control channel when the old one ends, and must not write to the old stream channel
+        // then.
+        if entry.state != VmState::Connecting {
+            let (ended, has_ended) = oneshot::channel();
+            self.0.closing.borrow_mut().insert(vm.key, ended);
+            self.post(entry.shard, Order::CloseLink { vm: vm.key }).await;
+            // A shard that does not answer is stuck; the VM is unregistered all the same.
+            let _ = timeout_at(Instant::now() + self.0.settings.deadline, has_ended).await;
+            self.0.closing.borrow_mut().remove(&vm.key);
+        }
         // Dropping the handle ends the control channel's task, which answers what was in flight.
         drop(entry.control);
-        if entry.state != VmState::Connecting {
-            self.post(entry.shard, Order::CloseLink { vm: vm.key }).await;
-        }
         info!(vm = id, "VM unregistered");
         Ok(())
     }
@@ -358,6 +370,9 @@ impl Coordinator {
                 self.forget_token(base).await;
             }
             Report::Relay(relay::Report::LinkEnded { vm, why }) => {
+                if let Some(ended) = self.0.closing.borrow_mut().remove(&vm) {
+                    let _ = ended.send(());
+                }
                 if why != relay::Gone::Ordered {
                     self.lost(vm, &format!("stream channel: {why}")).await;
                 }

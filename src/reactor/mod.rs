@@ -212,9 +212,12 @@ impl Reactor {
         }
     }
 
-    /// Closes a socket once nothing is in flight on it. Nothing is reported of it from now on.
+    /// Closes a socket once nothing is in flight on it. Nothing is reported of it from now on, and its peer sees the
+    /// end at once.
     pub fn close(&mut self, id: SocketId) {
         let Some(socket) = self.sockets.get(id) else { return };
+        // Fails where the peer is gone altogether.
+        let _ = shutdown(socket.fd.as_raw_fd(), Shutdown::Both);
         socket.closing = true;
         let (receive, watched, sending) = (socket.receive, socket.watched, socket.send.is_some());
         if receive == Receive::Armed {

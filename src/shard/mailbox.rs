@@ -27,7 +27,7 @@ pub enum Order {
         /// Its socket.
         fd: OwnedFd,
     },
-    /// End a VM: what its clients are owed goes to them, then EOF.
+    /// End a VM: what its clients are owed goes to them, then EOF. Always answered with a report that the link ended.
     CloseLink {
         /// The VM's number.
         vm: u64,

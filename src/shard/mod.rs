@@ -164,11 +164,10 @@ impl Shard {
     fn obey(&mut self, order: Order) -> bool {
         match order {
             Order::OpenLink { vm, fd } => self.open_link(vm, fd),
-            Order::CloseLink { vm } => {
-                if let Some(&link) = self.links.get(&vm) {
-                    self.plane.gone(&mut self.reactor.mem, Peer::Agent(link), Gone::Ordered);
-                }
-            }
+            Order::CloseLink { vm } => match self.links.get(&vm) {
+                Some(&link) => self.plane.gone(&mut self.reactor.mem, Peer::Agent(link), Gone::Ordered),
+                None => self.report(relay::Report::LinkEnded { vm, why: Gone::Ordered }),
+            },
             Order::FinishLink { vm } => {
                 let link = self.links.get(&vm).and_then(|&link| self.socket(Peer::Agent(link)));
                 link.into_iter().for_each(|socket| self.reactor.shut_down(socket));

@@ -26,10 +26,12 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Accepts clients for ever, at most `clients` at once; more wait in the backlog.
 pub async fn serve(listener: UnixListener, coordinator: Coordinator, clients: usize) {
     let places = Arc::new(Semaphore::new(clients));
+    let mut failures = 0_u64;
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
+                failures = 0;
                 let coordinator = coordinator.clone();
                 tokio::task::spawn_local(async move {
                     converse(stream, coordinator).await;
@@ -37,7 +39,11 @@ pub async fn serve(listener: UnixListener, coordinator: Coordinator, clients: us
                 });
             }
             Err(error) => {
-                warn!(%error, "cannot accept a client; trying again in {ACCEPT_PAUSE:?}");
+                failures += 1;
+                // The first, the second, the fourth, … in a row: this may go on for long.
+                if failures.is_power_of_two() {
+                    warn!(%error, failures, "cannot accept a client; trying again every {ACCEPT_PAUSE:?}");
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
