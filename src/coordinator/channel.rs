@@ -16,7 +16,7 @@ use tracing::{debug, warn};
 
 use super::control::{Action, CommandError, Control, Ticket};
 use crate::limits::{CONTROL_REPLY_MAX, READY_PATIENCE_MS};
-use crate::wire::hyper::{Code, MessageDecoder};
+use crate::wire::hyper::{Code, Message, MessageDecoder};
 
 /// A command on its way to the channel's task.
 #[derive(Debug)]
@@ -85,11 +85,18 @@ pub(super) struct Channel {
     ready: Option<oneshot::Sender<()>>,
     /// Messages nobody asked for.
     strays: u64,
+    events: mpsc::Sender<Message>,
 }
 
 impl Channel {
-    /// A channel over a connected socket, and the handle commands go through. `ready` is told when the agent is up.
-    pub(super) fn new(vm: &str, stream: UnixStream, ready: oneshot::Sender<()>) -> (Channel, ControlHandle) {
+    /// A channel over a connected socket, and the handle commands go through. `ready` is told when the agent is up,
+    /// `events` gets what it reports of its own accord.
+    pub(super) fn new(
+        vm: &str,
+        stream: UnixStream,
+        ready: oneshot::Sender<()>,
+        events: mpsc::Sender<Message>,
+    ) -> (Channel, ControlHandle) {
         let (sender, commands) = mpsc::channel(crate::limits::CONTROL_QUEUE_MAX);
         let status = Rc::new(RefCell::new(ChannelStatus::default()));
         let handle = ControlHandle { commands: sender, status: Rc::clone(&status) };
@@ -106,6 +113,7 @@ impl Channel {
             next_ticket: 0,
             ready: Some(ready),
             strays: 0,
+            events,
         };
         (channel, handle)
     }
@@ -207,13 +215,18 @@ impl Channel {
                         let _ = ready.send(());
                     }
                 }
-                Action::Event(event) => debug!(vm = self.vm, code = event.code, "the agent reported an event"),
                 Action::Stray(code) => {
                     self.strays += 1;
                     // The first, the second, the fourth, …: an agent cannot fill the log.
                     if self.strays.is_power_of_two() {
                         let count = self.strays;
                         warn!(vm = self.vm, code, count, "skipped a message from the agent nobody asked for");
+                    }
+                }
+                Action::Event(event) => {
+                    debug!(vm = self.vm, code = event.code, "the agent reported an event");
+                    if self.events.try_send(event).is_err() {
+                        warn!(vm = self.vm, "the agent reports more events than can be taken: one was skipped");
                     }
                 }
             }

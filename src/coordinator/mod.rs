@@ -5,8 +5,11 @@
 //! channels and dies with either; whichever end is seen first, `Coordinator::lost` ends the other.
 
 mod channel;
+mod console;
 pub mod control;
 mod registry;
+mod shims;
+mod tokens;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -19,14 +22,17 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use tokio::net::UnixStream;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info, warn};
 
 pub use self::registry::{RequestError, VmRef};
+pub use self::shims::ShimLink;
 
 use self::channel::Channel;
 use self::registry::{Registry, VmState};
+use self::tokens::Tokens;
+use crate::limits::AGENT_EVENTS_MAX;
 use crate::os::fds::{self, PeerCredentials};
 use crate::os::guest_socket::{GuestSocket, PathError};
 use crate::os::usage;
@@ -34,7 +40,7 @@ use crate::relay;
 use crate::shard::{Order, Report, ShardHandle};
 use crate::wire::admin::{Counters, Status, VmStatus};
 use crate::wire::cc1;
-use crate::wire::hyper::{Code, MESSAGE_HEADER_LEN, StreamSeq};
+use crate::wire::hyper::{Code, MESSAGE_HEADER_LEN, Message, StreamSeq};
 
 /// How often the log says that the same VM is held back.
 const WARN_PAUSE: Duration = Duration::from_secs(60);
@@ -60,6 +66,7 @@ struct Inner {
     registry: RefCell<Registry>,
     /// Who waits for the end of a VM's stream channel, by the VM's number.
     closing: RefCell<HashMap<u64, oneshot::Sender<()>>>,
+    tokens: RefCell<Tokens>,
     counters: Cell<Counters>,
     clients: Cell<u64>,
     stopping: Cell<bool>,
@@ -79,6 +86,7 @@ impl Coordinator {
     pub fn new(settings: Settings, shards: Vec<ShardHandle>, reports: Arc<Notify>) -> Coordinator {
         let coordinator = Coordinator(Rc::new(Inner {
             registry: RefCell::new(Registry::new(shards.len())),
+            tokens: RefCell::default(),
             settings,
             shards,
             reports,
@@ -148,7 +156,9 @@ impl Coordinator {
         let io = self.connect(vm, io, client, deadline).await?;
         let io = into_blocking(io).map_err(|error| RequestError::Resources(error.to_string()))?;
         let (ready, is_ready) = oneshot::channel();
-        let (channel, handle) = Channel::new(&vm.id, ctl, ready);
+        let (events, agent_events) = mpsc::channel(AGENT_EVENTS_MAX);
+        let (channel, handle) = Channel::new(&vm.id, ctl, ready, events);
+        tokio::task::spawn_local(self.clone().take_agent_events(vm.key, agent_events));
         let (coordinator, reference) = (self.clone(), vm.clone());
         tokio::task::spawn_local(async move {
             if let Some(why) = channel.run().await {
@@ -312,8 +322,20 @@ impl Coordinator {
             vm.shard
         };
         self.count(|counters| counters.vms_lost += 1);
+        self.forget_if_hidden(key);
         // Its last output may still be in the kernel when its control channel is seen to end.
         self.post(shard, Order::FinishLink { vm: key }).await;
+    }
+
+    async fn take_agent_events(self, key: u64, mut events: mpsc::Receiver<Message>) {
+        while let Some(event) = events.recv().await {
+            self.agent_event(key, event).await;
+        }
+    }
+
+    /// The proxy socket's address for shims.
+    pub fn url(&self) -> String {
+        format!("unix://{}", self.0.settings.socket)
     }
 
     /// Puts an order into a shard's queue, waiting for room in it.
@@ -345,6 +367,7 @@ impl Coordinator {
                 } else {
                     debug!(session = base.0, vm, %why, "session ended");
                 }
+                self.forget_token(base).await;
             }
             Report::Relay(relay::Report::LinkEnded { vm, why }) => {
                 if let Some(ended) = self.0.closing.borrow_mut().remove(&vm) {
@@ -364,6 +387,7 @@ impl Coordinator {
                 let vm = self.name(vm);
                 debug!(vm, "the VM's stream channel is read again");
             }
+            Report::Relay(report) => self.take_token_report(report).await,
             Report::Drained => {
                 self.0.draining.set(self.0.draining.get().saturating_sub(1));
                 if self.0.draining.get() == 0 {
@@ -403,6 +427,10 @@ impl Coordinator {
             links.extend(answer.await.unwrap_or_default().into_iter().map(|link| (shard, link)));
         }
         let mut vms: Vec<VmStatus> = self.0.registry.borrow().vms.iter().map(|(id, vm)| vm_status(id, vm)).collect();
+        vms.extend(self.0.registry.borrow().hidden.values().map(|(id, vm)| {
+            let state = "unregistered".to_owned();
+            VmStatus { state, ..vm_status(id, vm) }
+        }));
         for (shard, link) in links {
             let id = self.name(link.vm);
             let position = vms.iter().position(|vm| vm.id == id).unwrap_or_else(|| {

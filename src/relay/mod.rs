@@ -13,6 +13,7 @@ pub mod outbox;
 pub mod plane;
 pub mod route;
 pub mod session;
+mod shim;
 mod to_agent;
 mod to_client;
 

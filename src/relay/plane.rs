@@ -71,14 +71,16 @@ impl Plane {
     pub fn received<L: Leases>(&mut self, mem: &mut Memory<L>, peer: Peer, view: BufView) {
         match peer {
             Peer::Agent(link) => self.agent_received(mem, link, view),
-            Peer::Client(session) => self.client_received(mem, session, view),
+            Peer::Client(id) if self.sessions[id.0 as usize].shim.is_some() => self.shim_received(mem, id, view),
+            Peer::Client(id) => self.client_received(mem, id, view),
         }
     }
 
     /// The client closed its writing half.
     pub fn input_ended<L: Leases>(&mut self, mem: &mut Memory<L>, id: SessionId) {
-        if self.sessions[id.0 as usize].state == State::Deaf {
-            return self.client_gone(mem, id, Gone::Closed);
+        let session = &self.sessions[id.0 as usize];
+        if session.state == State::Deaf || session.shim.is_some() {
+            return self.gone(mem, Peer::Client(id), Gone::Closed);
         }
         self.change(id, Happening::InputEnd);
         self.effects.push(Effect::WatchClose(id));
@@ -88,7 +90,11 @@ impl Plane {
     pub fn gone<L: Leases>(&mut self, mem: &mut Memory<L>, peer: Peer, why: Gone) {
         match peer {
             Peer::Agent(link) => self.link_gone(mem, link, why),
-            Peer::Client(session) => self.client_gone(mem, session, why),
+            Peer::Client(session) => {
+                if !self.shim_gone(mem, session, &why) {
+                    self.client_gone(mem, session, why);
+                }
+            }
         }
     }
 
@@ -107,6 +113,9 @@ impl Plane {
         self.end_output(mem, id);
         let session = &mut self.sessions[id.0 as usize];
         session.to_agent.drop_open(&mut self.arena, mem);
+        if !session.may_write() {
+            session.to_agent.clear(&mut self.arena, mem);
+        }
         session.cut = None;
         session.why = why;
         self.change(id, Happening::ClientGone);
@@ -116,7 +125,10 @@ impl Plane {
     /// The client's socket refused output. What it sent before may still be unread, and is not lost.
     fn output_refused<L: Leases>(&mut self, mem: &mut Memory<L>, id: SessionId, why: Gone) {
         if self.sessions[id.0 as usize].state.after(Happening::OutputRefused) != State::Deaf {
-            return self.client_gone(mem, id, why);
+            return self.gone(mem, Peer::Client(id), why);
+        }
+        if self.shim_refused(mem, id) {
+            return;
         }
         self.end_output(mem, id);
         self.change(id, Happening::OutputRefused);
@@ -147,7 +159,7 @@ impl Plane {
     /// Forgets a session that owes nothing to anybody any more.
     pub(super) fn end_if_done<L: Leases>(&mut self, mem: &mut Memory<L>, id: SessionId) {
         let session = &self.sessions[id.0 as usize];
-        if session.to_client.bytes() == 0 && session.sending == Sending::Idle {
+        if session.owed() == 0 && session.sending == Sending::Idle {
             self.change(id, Happening::ClientDrained);
         }
         if self.sessions[id.0 as usize].to_agent.bytes() == 0 {
@@ -159,6 +171,9 @@ impl Plane {
         let mut session = self.sessions.remove(id.0 as usize);
         session.to_client.clear(&mut self.arena, mem);
         session.to_agent.clear(&mut self.arena, mem);
+        if let Some(shim) = &mut session.shim {
+            shim.replies.clear(&mut self.arena, mem);
+        }
         if let Some(link) = session.link {
             self.links[link.0 as usize].sessions.retain(|&other| other != id);
         }
@@ -233,7 +248,7 @@ impl Plane {
 
     /// Bytes owed to clients that have not left.
     pub fn owed_to_clients(&self) -> usize {
-        self.sessions.iter().map(|(_, session)| session.to_client.ready()).sum()
+        self.sessions.iter().filter(|(_, s)| s.state.has_output()).map(|(_, session)| session.owed()).sum()
     }
 }
 

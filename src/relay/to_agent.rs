@@ -5,11 +5,11 @@
 //! that left in part is finished before anybody else has a turn.
 
 use super::events::{Effect, Gone, LinkId, Peer, Sending, SessionId};
-use super::frames::Step;
+use super::frames::{Face, Step};
 use super::link::InFlight;
 use super::plane::{Plane, after_send};
 use crate::buf::{BufView, Leases, Memory};
-use crate::limits::{SEND_MAX, SEND_PIECES_MAX, TO_AGENT_BUFFER};
+use crate::limits::{SEND_MAX, SEND_PIECES_MAX};
 use crate::wire::admin::Flow;
 use crate::wire::hyper::FrameHeader;
 
@@ -21,19 +21,19 @@ impl Plane {
             if session.link.is_none() || !session.state.has_input() {
                 return;
             }
-            if !session.dirty_in {
-                session.dirty_in = true;
-                self.dirty_inputs.push(id);
-            }
-            let taken = match session.reader.step(mem.bytes(rest), self.tuning.stream_frame_max) {
+            let step = session.reader.step::<FrameHeader>(mem.bytes(rest), self.tuning.stream_frame_max);
+            self.mark_input(id);
+            let taken = match step {
                 Ok(Step::Whole(header)) => self.whole_to_agent(mem, id, header, rest.first(header.len)),
                 Ok(Step::Begin { header, taken }) => self.begin_to_agent(mem, id, header).map(|()| taken),
                 Ok(Step::Body { len }) => {
+                    let session = &mut self.sessions[id.0 as usize];
                     let cut = session.cut.as_mut().expect("a body follows its header");
                     let max = self.tuning.agent_frame_max;
                     session.to_agent.continue_frame(&mut self.arena, mem, cut, rest.first(len), max);
                     Ok(len)
                 }
+                Ok(Step::Skip { len }) => Ok(len),
                 Ok(Step::Kept) => return,
                 Err(fault) => Err(Gone::Fault(fault)),
             };
@@ -50,13 +50,29 @@ impl Plane {
         if header.seq != session.base {
             return Err(Gone::ForeignSequence { got: header.seq, want: session.base });
         }
+        self.count_input(id, header);
+        Ok(())
+    }
+
+    /// Counts a frame of a client.
+    pub(super) fn count_input(&mut self, id: SessionId, header: FrameHeader) {
         let flow = Flow { frames: 1, bytes: u64::from(header.len) };
-        session.flow_to_agent += flow;
         self.totals.to_agent += flow;
+        let session = &mut self.sessions[id.0 as usize];
+        session.flow_to_agent += flow;
         if let Some(link) = session.link {
             self.links[link.0 as usize].flow_to_agent += flow;
         }
-        Ok(())
+        self.mark_input(id);
+    }
+
+    /// Looks at what a session owes its agent at the end of the turn.
+    pub(super) fn mark_input(&mut self, id: SessionId) {
+        let session = &mut self.sessions[id.0 as usize];
+        if !session.dirty_in {
+            session.dirty_in = true;
+            self.dirty_inputs.push(id);
+        }
     }
 
     fn whole_to_agent<L: Leases>(
@@ -72,7 +88,7 @@ impl Plane {
         if header.len <= max {
             out.push(&mut self.arena, mem, frame, true);
         } else {
-            let mut cut = out.begin_frame(&mut self.arena, mem, header, max);
+            let mut cut = out.begin_frame(&mut self.arena, mem, Face::Hyper(header.seq), header.payload_len(), max);
             let payload = frame.skip(header.len - header.payload_len());
             out.continue_frame(&mut self.arena, mem, &mut cut, payload, max);
         }
@@ -88,7 +104,9 @@ impl Plane {
         let max = self.tuning.agent_frame_max;
         self.accept(id, header)?;
         let session = &mut self.sessions[id.0 as usize];
-        session.cut = Some(session.to_agent.begin_frame(&mut self.arena, mem, header, max));
+        let face = Face::Hyper(header.seq);
+        let cut = session.to_agent.begin_frame(&mut self.arena, mem, face, header.payload_len(), max);
+        session.cut = Some(cut);
         Ok(())
     }
 
@@ -124,11 +142,12 @@ impl Plane {
 
     /// Reads a paused client again once the agent has taken enough of what it sent. A frame that has not ended never
     /// holds it back: only reading can end it.
-    fn resume_client<L: Leases>(&mut self, mem: &Memory<L>, id: SessionId) {
+    pub(super) fn resume_client<L: Leases>(&mut self, mem: &Memory<L>, id: SessionId) {
         let over = self.is_over_total(mem);
         let session = &mut self.sessions[id.0 as usize];
         let out = &session.to_agent;
-        if session.paused && (out.ready() == 0 || (out.bytes() <= TO_AGENT_BUFFER / 2 && !over)) {
+        let is_low = out.ready() == 0 || (out.bytes() <= session.input_bound() / 2 && !over);
+        if session.paused && is_low && !session.is_overasked() {
             session.paused = false;
             if session.state.has_input() {
                 self.effects.push(Effect::Resume(Peer::Client(id)));
@@ -148,6 +167,9 @@ impl Plane {
         let Some(session) = self.sessions.get_mut(id.0 as usize).filter(|session| session.dirty_in) else { return };
         session.dirty_in = false;
         let Some(link_id) = session.link else { return };
+        if !session.may_write() {
+            return self.hold_until_started(mem, id);
+        }
         session.to_agent.settle_open(&mut self.arena, mem);
         let link = &mut self.links[link_id.0 as usize];
         if session.to_agent.ready() > 0 && !session.queued {
@@ -164,7 +186,7 @@ impl Plane {
 
     /// The agent does not keep up: moves a session's bytes for it to chunks, and stops reading its client when they
     /// are too many, or all sessions' together are.
-    fn hold_input<L: Leases>(&mut self, mem: &mut Memory<L>, id: SessionId) {
+    pub(super) fn hold_input<L: Leases>(&mut self, mem: &mut Memory<L>, id: SessionId) {
         let over = self.is_over_total(mem);
         let session = &mut self.sessions[id.0 as usize];
         session.to_agent.settle(&mut self.arena, mem);
@@ -174,8 +196,9 @@ impl Plane {
     /// Stops reading a client that sends faster than its agent takes, also when every try is taken whole.
     fn pause_client(&mut self, id: SessionId, over: bool) {
         let session = &mut self.sessions[id.0 as usize];
-        let full = session.to_agent.bytes() >= TO_AGENT_BUFFER || over;
-        if !session.paused && session.state.has_input() && full && session.to_agent.ready() > 0 {
+        let full = session.to_agent.bytes() >= session.input_bound() || over;
+        let is_full = (full && session.to_agent.ready() > 0) || session.is_overasked();
+        if !session.paused && session.state.has_input() && is_full {
             session.paused = true;
             self.effects.push(Effect::Pause(Peer::Client(id)));
         }

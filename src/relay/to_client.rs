@@ -5,10 +5,11 @@
 //! out of the receive buffers by the end of the turn.
 
 use super::events::{Effect, Gone, LinkId, Peer, Report, Sending, SessionId};
-use super::frames::Step;
+use super::frames::{Face, Step};
+use super::link::{Current, What};
 use super::plane::{Plane, after_send};
+use super::shim::Role;
 use crate::buf::{BufView, Leases, Memory};
-use crate::limits::{CC1_FRAME_MAX, SEND_MAX};
 use crate::wire::admin::Flow;
 use crate::wire::hyper::FrameHeader;
 
@@ -17,7 +18,7 @@ impl Plane {
         let mut rest = view;
         while rest.len > 0 {
             let link = &mut self.links[id.0 as usize];
-            let taken = match link.reader.step(mem.bytes(rest), self.tuning.stream_frame_max) {
+            let taken = match link.reader.step::<FrameHeader>(mem.bytes(rest), self.tuning.stream_frame_max) {
                 Ok(Step::Whole(header)) => {
                     self.whole_to_client(mem, id, header, rest.first(header.len));
                     header.len
@@ -30,6 +31,7 @@ impl Plane {
                     self.body_to_client(mem, id, rest.first(len));
                     len
                 }
+                Ok(Step::Skip { len }) => len,
                 Ok(Step::Kept) => return,
                 Err(fault) => return self.link_gone(mem, id, Gone::Fault(fault)),
             };
@@ -48,44 +50,78 @@ impl Plane {
         let flow = Flow { frames: 1, bytes: u64::from(header.len) };
         link.flow_to_client += flow;
         self.totals.to_client += flow;
-        let owner = &mut self.sessions[session.0 as usize];
-        owner.flow_to_client += flow;
-        if !owner.dirty {
-            owner.dirty = true;
-            self.dirty_clients.push(session);
-        }
+        self.sessions[session.0 as usize].flow_to_client += flow;
+        self.mark_client(session);
         Some(session)
+    }
+
+    /// Looks at what a client is owed at the end of the turn.
+    pub(super) fn mark_client(&mut self, id: SessionId) {
+        let session = &mut self.sessions[id.0 as usize];
+        if !session.dirty {
+            session.dirty = true;
+            self.dirty_clients.push(id);
+        }
     }
 
     fn whole_to_client<L: Leases>(&mut self, mem: &mut Memory<L>, id: LinkId, header: FrameHeader, frame: BufView) {
         let Some(session) = self.route(id, header) else { return };
-        let out = &mut self.sessions[session.0 as usize].to_client;
-        if header.len <= CC1_FRAME_MAX {
-            out.push(&mut self.arena, mem, frame, true);
-        } else {
-            let mut cut = out.begin_frame(&mut self.arena, mem, header, CC1_FRAME_MAX);
-            let payload = frame.skip(header.len - header.payload_len());
-            out.continue_frame(&mut self.arena, mem, &mut cut, payload, CC1_FRAME_MAX);
+        let owner = &mut self.sessions[session.0 as usize];
+        let (role, out) = (owner.role(header), &mut owner.to_client);
+        let payload = frame.skip(header.len - header.payload_len());
+        match role {
+            Role::Output(face) if header.len <= face.client_max() => {
+                if matches!(face, Face::Shim(_)) {
+                    mem.overwrite(frame, &face.header(header.payload_len()));
+                }
+                out.push(&mut self.arena, mem, frame, true);
+            }
+            Role::Output(face) => {
+                let max = face.client_max();
+                let mut cut = out.begin_frame(&mut self.arena, mem, face, header.payload_len(), max);
+                out.continue_frame(&mut self.arena, mem, &mut cut, payload, max);
+            }
+            Role::End => self.tell_exit(mem, session),
+            Role::Status => self.exit_status(mem, session, mem.bytes(payload)[0]),
         }
     }
 
     fn begin_to_client<L: Leases>(&mut self, mem: &mut Memory<L>, id: LinkId, header: FrameHeader) {
-        let current = self.route(id, header).map(|session| {
-            let out = &mut self.sessions[session.0 as usize].to_client;
-            (session, out.begin_frame(&mut self.arena, mem, header, CC1_FRAME_MAX))
-        });
-        self.links[id.0 as usize].current = current.filter(|(_, cut)| !cut.is_done());
+        self.links[id.0 as usize].current = None;
+        let Some(session) = self.route(id, header) else { return };
+        let owner = &mut self.sessions[session.0 as usize];
+        let what = match owner.role(header) {
+            Role::Output(face) => {
+                let (out, max) = (&mut owner.to_client, face.client_max());
+                What::Payload(out.begin_frame(&mut self.arena, mem, face, header.payload_len(), max))
+            }
+            Role::End => return self.tell_exit(mem, session),
+            Role::Status => What::Status,
+        };
+        if header.payload_len() > 0 {
+            self.links[id.0 as usize].current = Some(Current { session, what });
+        }
     }
 
     fn body_to_client<L: Leases>(&mut self, mem: &mut Memory<L>, id: LinkId, payload: BufView) {
-        let Some((session, mut cut)) = self.links[id.0 as usize].current else { return };
-        let owner = &mut self.sessions[session.0 as usize];
-        owner.to_client.continue_frame(&mut self.arena, mem, &mut cut, payload, CC1_FRAME_MAX);
-        if !owner.dirty {
-            owner.dirty = true;
-            self.dirty_clients.push(session);
+        let Some(Current { session, what }) = self.links[id.0 as usize].current else { return };
+        let goes_on = match what {
+            What::Payload(mut cut) => {
+                let out = &mut self.sessions[session.0 as usize].to_client;
+                let max = cut.face().client_max();
+                out.continue_frame(&mut self.arena, mem, &mut cut, payload, max);
+                self.mark_client(session);
+                (!cut.is_done()).then_some(What::Payload(cut))
+            }
+            What::Status => {
+                self.exit_status(mem, session, mem.bytes(payload)[0]);
+                None
+            }
+        };
+        self.links[id.0 as usize].current = goes_on.map(|what| Current { session, what });
+        if goes_on.is_none() {
+            self.tell_exit(mem, session);
         }
-        self.links[id.0 as usize].current = (!cut.is_done()).then_some((session, cut));
     }
 
     /// Forgets what a client is owed, and its routes: nobody wants that output any more.
@@ -94,25 +130,34 @@ impl Plane {
         let session = &mut self.sessions[id.0 as usize];
         session.to_client.clear(&mut self.arena, mem);
         session.sending = Sending::Idle;
-        if let Some(link) = session.link {
-            let link = &mut self.links[link.0 as usize];
-            session.seqs().for_each(|seq| link.routes.remove(seq));
-            link.current = link.current.filter(|&(owner, _)| owner != id);
-        }
+        self.remove_routes(id);
+    }
+
+    /// Skips a session's frames from now on.
+    pub(super) fn remove_routes(&mut self, id: SessionId) {
+        let session = &self.sessions[id.0 as usize];
+        let Some(link) = session.link else { return };
+        let link = &mut self.links[link.0 as usize];
+        session.seqs().for_each(|seq| link.routes.remove(seq));
+        link.current = link.current.filter(|current| current.session != id);
     }
 
     pub(super) fn client_took<L: Leases>(&mut self, mem: &mut Memory<L>, id: SessionId, n: usize) {
+        self.consume_output(mem, id, n);
         let session = &mut self.sessions[id.0 as usize];
-        session.to_client.consume(&mut self.arena, mem, n);
-        session.sending = after_send(session.sending, n, session.to_client.ready());
-        if !session.dirty && session.to_client.ready() > 0 {
-            session.dirty = true;
-            self.dirty_clients.push(id);
+        session.sending = after_send(session.sending, n, session.owed());
+        let (owes, blocks) = (session.owed() > 0, session.blocks);
+        if owes {
+            self.mark_client(id);
         }
-        if session.blocks && self.is_low(mem, id) {
+        if blocks && self.is_low(mem, id) {
             self.unblock_link(id);
         }
-        self.end_if_done(mem, id);
+        if self.is_released(id) {
+            self.gone(mem, Peer::Client(id), Gone::Ordered);
+        } else {
+            self.end_if_done(mem, id);
+        }
     }
 
     /// Whether a session owes its client little enough for its link to be read again. A frame that has not ended
@@ -139,6 +184,10 @@ impl Plane {
     pub(super) fn flush_client<L: Leases>(&mut self, mem: &mut Memory<L>, id: SessionId) {
         let Some(session) = self.sessions.get_mut(id.0 as usize).filter(|session| session.dirty) else { return };
         session.dirty = false;
+        if session.retains() {
+            session.to_client.settle(&mut self.arena, mem);
+            return self.block_link(mem, id, None);
+        }
         if !session.state.has_output() {
             return;
         }
@@ -156,12 +205,13 @@ impl Plane {
             }
         };
         let begin = self.views.len();
-        let bytes = session.to_client.plan(&self.arena, SEND_MAX, &mut self.views);
+        let bytes = self.plan_output(id);
+        let session = &mut self.sessions[id.0 as usize];
         if bytes > 0 {
             session.sending = if wait { Sending::Waiting(bytes) } else { Sending::Trying(bytes) };
             self.effects.push(Effect::Send { peer: Peer::Client(id), views: begin..self.views.len(), wait });
         }
-        self.block_link(mem, id, (!wait).then_some(bytes));
+        self.block_link(mem, id, (!wait).then_some(bytes.min(self.sessions[id.0 as usize].to_client.ready())));
     }
 
     /// Stops reading a link when one of its clients is owed too much: behind the bytes just `tried`, so that a client

@@ -1,75 +1,28 @@
-//! The proxy socket's door: protocol 1 clients, one task each, one request at a time.
+//! Protocol 1 on the proxy socket: one request at a time, one response each.
 //!
-//! A client that sends slowly, or does not read its responses, holds up its own task and nothing else. The asymmetry
-//! to know: a response is written whole before the next request is looked at, and allocateIO's descriptor leaves in a
-//! sendmsg of its own behind it.
+//! The asymmetry to know: a response is written whole before the next request is looked at, and allocateIO's
+//! descriptor leaves in a sendmsg of its own behind it.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
-use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::io::{AsyncWriteExt, Interest};
-use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
-use tracing::{debug, info, warn};
+use tokio::net::UnixStream;
+use tracing::info;
 
+use super::{End, receive};
 use crate::coordinator::{Coordinator, RequestError, VmRef};
 use crate::limits::CC1_MESSAGE_MAX;
-use crate::os::fds::{PeerCredentials, peer_credentials, send_with_fd};
-use crate::wire::DecodeError;
+use crate::os::fds::{PeerCredentials, send_with_fd};
 use crate::wire::cc1::{self, AllocateIo, ContainerRef, Decoder, FD_BYTE, Hello, Hyper, Request, Response};
 
-/// Pause after a failed accept: out of descriptors is not cured by trying at once.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// Accepts clients for ever, at most `clients` at once; more wait in the backlog.
-pub async fn serve(listener: UnixListener, coordinator: Coordinator, clients: usize) {
-    let places = Arc::new(Semaphore::new(clients));
-    let mut failures = 0_u64;
-    loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                failures = 0;
-                let coordinator = coordinator.clone();
-                tokio::task::spawn_local(async move {
-                    Connection::serve(stream, coordinator).await;
-                    drop(place);
-                });
-            }
-            Err(error) => {
-                failures += 1;
-                // The first, the second, the fourth, … in a row: this may go on for long.
-                if failures.is_power_of_two() {
-                    warn!(%error, failures, "cannot accept a client; trying again every {ACCEPT_PAUSE:?}");
-                }
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
-}
-
-/// Why a connection ended.
-#[derive(Debug, thiserror::Error)]
-enum End {
-    /// The client closed.
-    #[error("closed by the client")]
-    Closed,
-    /// The client closed where it should have gone on.
-    #[error("closed by the client in the middle of a message")]
-    Truncated,
-    /// The client broke the protocol.
-    #[error("protocol broken by the client: {0}")]
-    Fault(#[from] DecodeError),
-    /// The client speaks a protocol this daemon does not.
-    #[error("the client speaks protocol 2, which this daemon does not serve")]
-    Protocol2,
-    /// The socket failed.
-    #[error("{0}")]
-    Io(#[from] io::Error),
+/// Serves a client whose first bytes are `bytes`, to its end.
+pub(super) async fn serve(stream: UnixStream, coordinator: Coordinator, peer: PeerCredentials, bytes: &[u8]) -> End {
+    let mut decoder = Decoder::new(CC1_MESSAGE_MAX);
+    decoder.push(bytes);
+    Connection { stream, coordinator, peer, vm: None, has_left: false }.run(decoder).await
 }
 
 /// One client.
@@ -87,34 +40,15 @@ struct Connection {
 type Answer = (Response, Option<OwnedFd>);
 
 impl Connection {
-    async fn serve(stream: UnixStream, coordinator: Coordinator) {
-        let peer = match peer_credentials(stream.as_fd()) {
-            Ok(peer) => peer,
-            Err(error) => return warn!(%error, "a client without credentials was turned away"),
-        };
-        coordinator.count(|counters| counters.clients_accepted += 1);
-        coordinator.client_count(1);
-        let mut connection = Connection { stream, coordinator, peer, vm: None, has_left: false };
-        let (pid, uid) = (peer.pid, peer.uid);
-        match connection.run().await {
-            End::Closed => debug!(pid, uid, "client closed"),
-            End::Io(error) => debug!(pid, uid, %error, "client lost"),
-            end @ (End::Truncated | End::Fault(_) | End::Protocol2) => {
-                connection.coordinator.count(|counters| counters.clients_faulty += 1);
-                warn!(pid, uid, "connection ended: {end}");
-            }
-        }
-        connection.coordinator.client_count(-1);
-    }
-
-    async fn run(&mut self) -> End {
-        let mut decoder = Decoder::new(CC1_MESSAGE_MAX);
+    async fn run(&mut self, mut decoder: Decoder) -> End {
         loop {
             let request = match decoder.next_message::<Request>() {
                 Ok(Some(request)) => request,
-                Ok(None) => match self.receive(&mut decoder).await {
-                    Ok(()) => continue,
-                    Err(end) => return end,
+                Ok(None) => match receive(&self.stream, |bytes| decoder.push(bytes)).await {
+                    Ok(0) if decoder.pending() == 0 => return End::Closed,
+                    Ok(0) => return End::Truncated,
+                    Ok(_) => continue,
+                    Err(error) => return error.into(),
                 },
                 Err(fault) => return fault.into(),
             };
@@ -132,27 +66,6 @@ impl Connection {
                 Err(error) => return error.into(),
             }
         }
-    }
-
-    /// Receives more bytes. Nothing is allocated for a client that is silent.
-    async fn receive(&mut self, decoder: &mut Decoder) -> Result<(), End> {
-        let mut buffer = [0; 4096];
-        let n = loop {
-            self.stream.readable().await?;
-            match self.stream.try_read(&mut buffer) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                read => break read?,
-            }
-        };
-        if n == 0 {
-            return Err(if decoder.pending() == 0 { End::Closed } else { End::Truncated });
-        }
-        // The first bytes of a connection tell the protocols apart: a protocol 1 length is below 128 KiB.
-        if decoder.pending() == 0 && buffer[..n].starts_with(&[0, 2]) {
-            return Err(End::Protocol2);
-        }
-        decoder.push(&buffer[..n]);
-        Ok(())
     }
 
     async fn answer(&mut self, request: &Request) -> Answer {
