@@ -1,6 +1,6 @@
 //! Clients that break protocol 1, or use it wrongly: their own connection pays, nobody else.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::thread;
 
@@ -63,8 +63,21 @@ fn a_length_over_the_bound_ends_its_connection() {
 }
 
 #[test]
-fn protocol_2_is_told_from_protocol_1() {
-    is_cut_off(b"\0\x02\x03\0\0\0\0\0\0\0\0\0", "protocol 2");
+fn protocol_2_is_told_from_protocol_1_by_the_first_two_bytes() {
+    let mut scene = Scene::set(&[]);
+    let mut client = scene.daemon.client();
+    let payload = b"{\"containerId\":\"nobody\"}";
+    let len = u8::try_from(payload.len()).unwrap();
+    // AttachVM, byte by byte: what speaks is known before the header is whole.
+    for byte in [&[0, 2, 3, 0, 0, 0, 0, 2, 0, 0, 0, len][..], payload].concat() {
+        client.send_bytes(&[byte]);
+    }
+    let mut header = [0; 12];
+    client.socket.read_exact(&mut header).unwrap();
+    assert_eq!(header[..8], [0, 2, 3, 0, 0, 0, 0x11, 2], "a response of the same protocol, with the error bit");
+    drop(client);
+    scene.is_sound();
+    is_cut_off(&[0, 2, 3, 0, 0, 0, 5, 0, 0, 0, 0, 0], "protocol broken by the client");
 }
 
 #[test]
