@@ -2,6 +2,8 @@
 
 mod exec;
 mod proxy;
+mod proxy2;
+mod token;
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
