@@ -1,27 +1,20 @@
-//! The bytes of an exec session: own stdin to the process, the process's outputs to own stdout and stderr.
+//! The bytes of a process run from here: own stdin to the process, the process's outputs to own stdout and stderr.
 //!
-//! Owns no rules about what bytes mean. The asymmetry to know: a stdout that nobody reads any more ends the command, as
-//! it would a local one; a stderr that nobody reads only loses what is written to it.
+//! Owns no rules about what bytes mean, and knows neither protocol. The asymmetry to know: a stdout that nobody reads
+//! any more is told to the caller, for a command ends with it; a stderr that nobody reads only loses what is written
+//! to it.
 
 use std::fs::File;
 use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 use anyhow::Context;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::client::{Error, Event, STDIN_PAYLOAD_MAX, SessionReader, SessionWriter, Stream};
-
-/// Bytes of stdin read at once: whole frames, a little over what a pipe holds.
-const STDIN_BUFFER: usize = 17 * STDIN_PAYLOAD_MAX;
+use crate::client::{self, Stream};
 
 /// Pieces written at once.
 const PIECES: usize = 64;
-
-/// How long stderr's end may come after the exit status. Agents that never send it cost this much.
-const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// What the end of own stdin becomes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,10 +27,21 @@ pub(super) enum StdinEnd {
     Nothing,
 }
 
-/// How an exec session ended.
+impl StdinEnd {
+    /// What suits a command with a terminal (`tty`) and own stdin being one (`stdin_is_terminal`), or not.
+    pub(super) fn of(tty: bool, stdin_is_terminal: bool) -> StdinEnd {
+        match (tty, stdin_is_terminal) {
+            (false, _) => StdinEnd::Frame,
+            (true, true) => StdinEnd::Nothing,
+            (true, false) => StdinEnd::ControlD,
+        }
+    }
+}
+
+/// How a process run from here ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum End {
-    /// The process ended with this status, and its outputs are written.
+    /// It ended with this status, and its outputs are written.
     Status(u8),
     /// The daemon closed the session first.
     Closed,
@@ -45,13 +49,34 @@ pub(super) enum End {
     NobodyReads,
 }
 
+/// Where own stdin goes.
+pub(super) trait StdinSink {
+    /// Bytes read at once: whole frames, at least what a frame takes.
+    const BUFFER: usize;
+
+    /// Passes bytes on; blocks while they cannot be taken.
+    fn write_stdin(&self, bytes: &[u8]) -> client::Result<()>;
+
+    /// Closes the process's stdin.
+    fn end_stdin(&self) -> client::Result<()>;
+}
+
+/// Moves own stdin to the process in a thread of its own, until either ends.
+pub(super) fn spawn_stdin<S: StdinSink + Send + Sync + 'static>(sink: std::sync::Arc<S>, at_end: StdinEnd) {
+    std::thread::spawn(move || {
+        if let Err(error) = stdin(&*sink, at_end) {
+            eprintln!("ringway: cannot read standard input: {error}\r");
+        }
+    });
+}
+
 /// Moves own stdin to the process until either ends.
 ///
 /// # Errors
 /// Own stdin's; the session's end is none, because the outputs tell about it.
-pub(super) fn stdin(writer: &Mutex<SessionWriter>, at_end: StdinEnd) -> io::Result<()> {
+fn stdin<S: StdinSink>(sink: &S, at_end: StdinEnd) -> io::Result<()> {
     let mut input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
-    let mut buffer = vec![0; STDIN_BUFFER];
+    let mut buffer = vec![0; S::BUFFER];
     loop {
         let read = match input.read(&mut buffer) {
             Ok(0) => break,
@@ -65,53 +90,20 @@ pub(super) fn stdin(writer: &Mutex<SessionWriter>, at_end: StdinEnd) -> io::Resu
             Err(e) if e.raw_os_error() == Some(nix::libc::EIO) => break,
             Err(e) => {
                 // The process must not wait for more of what cannot be read.
-                let _ = lock(writer).end_stdin();
+                let _ = sink.end_stdin();
                 return Err(e);
             }
         };
-        if lock(writer).write_stdin(&buffer[..read]).is_err() {
+        if sink.write_stdin(&buffer[..read]).is_err() {
             return Ok(());
         }
     }
     let _ = match at_end {
-        StdinEnd::Frame => lock(writer).end_stdin(),
-        StdinEnd::ControlD => lock(writer).write_stdin(&[0x04]),
+        StdinEnd::Frame => sink.end_stdin(),
+        StdinEnd::ControlD => sink.write_stdin(&[0x04]),
         StdinEnd::Nothing => Ok(()),
     };
     Ok(())
-}
-
-fn lock(writer: &Mutex<SessionWriter>) -> std::sync::MutexGuard<'_, SessionWriter> {
-    writer.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Moves the process's outputs to own stdout and stderr until it has ended and both are complete.
-///
-/// # Errors
-/// The session's, or own stdout's other than that nobody reads it.
-pub(super) fn outputs(reader: &mut SessionReader, has_stderr: bool) -> anyhow::Result<End> {
-    let mut outputs = Outputs {
-        stdout: File::from(io::stdout().as_fd().try_clone_to_owned()?),
-        stderr: File::from(io::stderr().as_fd().try_clone_to_owned()?),
-    };
-    let mut progress = Progress { status: None, stderr_ended: !has_stderr };
-    loop {
-        match one_batch(reader, &mut outputs, &mut progress) {
-            Ok(true) => {}
-            Ok(false) => return Ok(progress.status.map_or(End::Closed, End::Status)),
-            Err(e) if is_closed_pipe(&e) => return Ok(End::NobodyReads),
-            Err(e) => match (e.downcast_ref::<Error>(), progress.status) {
-                // The status was the last thing anybody waited for.
-                (Some(Error::Overdue | Error::Lost), Some(status)) => return Ok(End::Status(status)),
-                _ => return Err(e),
-            },
-        }
-        match progress {
-            Progress { status: Some(status), stderr_ended: true } => return Ok(End::Status(status)),
-            Progress { status: Some(_), .. } => reader.set_timeout(Some(LAST_WORDS))?,
-            Progress { status: None, .. } => {}
-        }
-    }
 }
 
 /// An error of own stdout, which is told apart from the session's.
@@ -119,62 +111,73 @@ pub(super) fn outputs(reader: &mut SessionReader, has_stderr: bool) -> anyhow::R
 #[error("cannot write to standard output: {0}")]
 struct StdoutError(io::Error);
 
-fn is_closed_pipe(error: &anyhow::Error) -> bool {
+/// Whether an error means that own stdout is a pipe nobody reads any more.
+pub(super) fn is_closed_stdout(error: &anyhow::Error) -> bool {
     error.downcast_ref::<StdoutError>().is_some_and(|e| e.0.kind() == io::ErrorKind::BrokenPipe)
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Progress {
-    status: Option<u8>,
-    stderr_ended: bool,
-}
-
-struct Outputs {
+/// Own stdout and stderr.
+#[derive(Debug)]
+pub(super) struct Outputs {
     stdout: File,
     stderr: File,
+    /// A stdout that nobody reads only loses what is written to it.
+    forgiving: bool,
 }
 
 impl Outputs {
+    /// This process's own.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(super) fn own() -> io::Result<Outputs> {
+        let stdout = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+        let stderr = File::from(io::stderr().as_fd().try_clone_to_owned()?);
+        Ok(Outputs { stdout, stderr, forgiving: false })
+    }
+
+    /// From now on what cannot be written to stdout is lost, as with stderr.
+    pub(super) fn forgive(mut self) -> Outputs {
+        self.forgiving = true;
+        self
+    }
+
+    /// Writes what one read brought, neighbours of one stream together.
+    ///
+    /// # Errors
+    /// The session's, or own stdout's (see [`is_closed_stdout`]).
+    pub(super) fn write_batch<'a>(
+        &mut self,
+        batch: impl Iterator<Item = client::Result<(Stream, &'a [u8])>>,
+    ) -> anyhow::Result<()> {
+        let mut pieces = [IoSlice::new(&[]); PIECES];
+        let mut used = 0;
+        let mut current = Stream::Stdout;
+        for said in batch {
+            let (stream, bytes) = said.context("the session broke")?;
+            if used == PIECES || (stream != current && used > 0) {
+                self.write(current, &mut pieces[..used])?;
+                used = 0;
+            }
+            current = stream;
+            pieces[used] = IoSlice::new(bytes);
+            used += 1;
+        }
+        Ok(self.write(current, &mut pieces[..used])?)
+    }
+
     fn write(&mut self, stream: Stream, pieces: &mut [IoSlice<'_>]) -> Result<(), StdoutError> {
         match stream {
-            Stream::Stdout => write_all(&mut self.stdout, pieces).map_err(StdoutError),
+            Stream::Stdout => match write_all(&mut self.stdout, pieces) {
+                Err(_) if self.forgiving => Ok(()),
+                written => written.map_err(StdoutError),
+            },
             Stream::Stderr => {
                 let _ = write_all(&mut self.stderr, pieces);
                 Ok(())
             }
         }
     }
-}
-
-/// Writes what one read brought, neighbours of one stream together. `false` when the session was closed.
-fn one_batch(reader: &mut SessionReader, outputs: &mut Outputs, progress: &mut Progress) -> anyhow::Result<bool> {
-    let Some(batch) = reader.read_batch().context("the session broke")? else { return Ok(false) };
-    let mut pieces = [IoSlice::new(&[]); PIECES];
-    let mut used = 0;
-    let mut current = Stream::Stdout;
-    for event in batch {
-        let (stream, bytes) = match event.context("the session broke")? {
-            Event::Stdout(bytes) => (Stream::Stdout, bytes),
-            Event::Stderr(bytes) => (Stream::Stderr, bytes),
-            Event::Ended(stream) => {
-                progress.stderr_ended |= stream == Stream::Stderr;
-                continue;
-            }
-            Event::ExitStatus(status) => {
-                progress.status = Some(status);
-                continue;
-            }
-        };
-        if used == PIECES || (stream != current && used > 0) {
-            outputs.write(current, &mut pieces[..used])?;
-            used = 0;
-        }
-        current = stream;
-        pieces[used] = IoSlice::new(bytes);
-        used += 1;
-    }
-    outputs.write(current, &mut pieces[..used])?;
-    Ok(true)
 }
 
 fn write_all(file: &mut File, mut pieces: &mut [IoSlice<'_>]) -> io::Result<()> {
@@ -201,21 +204,12 @@ fn wait(fd: BorrowedFd<'_>, what: PollFlags) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::Session;
-    use crate::wire::hyper::{FrameHeader, StreamSeq};
-    use std::os::unix::net::UnixStream;
 
-    fn run(frames: &[(u64, &[u8])]) -> (anyhow::Result<bool>, Option<u8>, String, String) {
-        let (mut ours, theirs) = UnixStream::pair().unwrap();
-        for (seq, payload) in frames {
-            let header = FrameHeader::for_payload(StreamSeq(*seq), u32::try_from(payload.len()).unwrap());
-            ours.write_all(&[&header.encode()[..], payload].concat()).unwrap();
-        }
-        let (mut reader, _writer) = Session::new(StreamSeq(1), 2, theirs.into()).split();
-        let mut files = Outputs { stdout: tempfile::tempfile().unwrap(), stderr: tempfile::tempfile().unwrap() };
-        let mut progress = Progress { status: None, stderr_ended: false };
-        let outcome = one_batch(&mut reader, &mut files, &mut progress);
-        (outcome, progress.status, contents(files.stdout), contents(files.stderr))
+    fn run(said: Vec<client::Result<(Stream, &[u8])>>) -> (anyhow::Result<()>, String, String) {
+        let (stdout, stderr) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        let mut files = Outputs { stdout, stderr, forgiving: false };
+        let outcome = files.write_batch(said.into_iter());
+        (outcome, contents(files.stdout), contents(files.stderr))
     }
 
     fn contents(mut file: File) -> String {
@@ -227,19 +221,28 @@ mod tests {
 
     #[test]
     fn outputs_stay_apart_and_in_order() {
-        let mut frames: Vec<(u64, &[u8])> = vec![(1, b"a"), (2, b"x"), (2, b"y"), (1, b"b")];
-        frames.extend(std::iter::repeat_n((1, &b"c"[..]), 2 * PIECES));
-        frames.extend([(2, &b"z"[..]), (2, b""), (1, b""), (1, &[9])]);
-        let (outcome, status, stdout, stderr) = run(&frames);
-        assert!(outcome.unwrap());
-        assert_eq!(status, Some(9));
+        let stdout = |text: &'static str| Ok((Stream::Stdout, text.as_bytes()));
+        let stderr = |text: &'static str| Ok((Stream::Stderr, text.as_bytes()));
+        let mut said = vec![stdout("a"), stderr("x"), stderr("y"), stdout("b")];
+        said.extend(std::iter::repeat_with(|| stdout("c")).take(2 * PIECES));
+        said.push(stderr("z"));
+        let (outcome, stdout, stderr) = run(said);
+        outcome.unwrap();
         assert_eq!(stdout, format!("ab{}", "c".repeat(2 * PIECES)));
         assert_eq!(stderr, "xyz");
     }
 
     #[test]
-    fn a_foreign_frame_is_said_to_be_one() {
-        let (outcome, ..) = run(&[(1, b"a"), (3, b"x")]);
-        assert!(format!("{:#}", outcome.unwrap_err()).contains("sequence 3"));
+    fn the_session_s_errors_are_told() {
+        let (outcome, ..) = run(vec![Ok((Stream::Stdout, b"a")), Err(client::Error::Protocol("bad".into()))]);
+        assert!(format!("{:#}", outcome.unwrap_err()).contains("bad"));
+    }
+
+    #[test]
+    fn what_the_end_of_stdin_becomes() {
+        assert_eq!(StdinEnd::of(false, false), StdinEnd::Frame);
+        assert_eq!(StdinEnd::of(false, true), StdinEnd::Frame);
+        assert_eq!(StdinEnd::of(true, true), StdinEnd::Nothing);
+        assert_eq!(StdinEnd::of(true, false), StdinEnd::ControlD);
     }
 }

@@ -3,6 +3,7 @@
 mod exec;
 mod proxy;
 mod proxy2;
+mod shim;
 mod token;
 
 use std::io::{Read, Write};
