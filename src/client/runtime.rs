@@ -79,12 +79,8 @@ impl RuntimeClient {
     /// # Errors
     /// [`Error::Refused`] when the daemon does not know it; else see [`Error`].
     pub fn unregister_vm(&mut self, id: &str) -> Result<()> {
-        #[derive(Serialize)]
-        #[serde(rename_all = "camelCase")]
-        struct UnregisterVm<'a> {
-            container_id: &'a str,
-        }
-        self.request(Command::UnregisterVm, &UnregisterVm { container_id: id }).map(drop)
+        let payload = cc2::AttachVm { container_id: id.to_owned(), num_io_streams: 0 };
+        self.request(Command::UnregisterVm, &payload).map(drop)
     }
 
     /// Sends the hyperstart command `name` to the attached VM's agent and waits for its answer, whose data is returned

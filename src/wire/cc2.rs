@@ -255,7 +255,7 @@ pub struct RegisterVm {
     #[serde(skip_serializing_if = "String::is_empty")]
     pub console: String,
     /// Tokens wanted.
-    #[serde(rename = "numIOStreams")]
+    #[serde(rename = "numIOStreams", skip_serializing_if = "is_zero")]
     pub num_io_streams: i64,
 }
 
@@ -280,7 +280,7 @@ pub struct AttachVm {
     /// The VM's name.
     pub container_id: String,
     /// Tokens wanted.
-    #[serde(rename = "numIOStreams")]
+    #[serde(rename = "numIOStreams", skip_serializing_if = "is_zero")]
     pub num_io_streams: i64,
 }
 

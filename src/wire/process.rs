@@ -12,15 +12,21 @@ use serde_json::value::{RawValue, to_raw_value};
 
 /// A JSON object whose values are kept as text.
 #[derive(Debug, Default)]
-struct Object(Vec<(String, Box<RawValue>)>);
+pub(super) struct Object(Vec<(String, Box<RawValue>)>);
 
 impl Object {
-    fn parse(text: &RawValue) -> Option<Object> {
+    /// The members that are called none of `names`, with the text of their values.
+    pub(super) fn others(&self, names: &[&str]) -> Vec<(&str, &str)> {
+        let named = |key: &str| names.iter().any(|name| name.eq_ignore_ascii_case(key));
+        self.0.iter().filter(|(key, _)| !named(key)).map(|(key, value)| (key.as_str(), value.get())).collect()
+    }
+
+    pub(super) fn parse(text: &RawValue) -> Option<Object> {
         serde_json::from_str(text.get()).ok()
     }
 
     /// The last member of that name that is not null, as `Members` picks it.
-    fn get(&self, name: &str) -> Option<&RawValue> {
+    pub(super) fn get(&self, name: &str) -> Option<&RawValue> {
         let mut found = self.0.iter().rev().filter(|(key, _)| key.eq_ignore_ascii_case(name));
         found.find(|(_, value)| value.get() != "null").map(|(_, value)| value.as_ref())
     }

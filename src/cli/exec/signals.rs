@@ -1,8 +1,9 @@
 //! What comes to an exec from outside: signals to pass on and changes of the terminal's size.
 //!
-//! Owns the rules for both protocols, and protocol 1's second connection, which is there because the first may be busy with a command. Never runs in a signal
-//! handler: signals are blocked everywhere and read from a descriptor by one thread. The asymmetry to know: a signal
-//! the agent does not take ends this process, a size it does not take is forgotten.
+//! Owns the rules for both protocols, and protocol 1's second connection, which is there because the first may be busy
+//! with a command. Never runs in a signal handler: signals are blocked everywhere and read from a descriptor by one
+//! thread. The asymmetry to know: a signal the agent does not take ends this process, a size it does not take is
+//! forgotten.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
