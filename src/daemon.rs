@@ -29,8 +29,6 @@ use crate::shard::{self, Order, ShardConfig, ShardHandle};
 const PROXY_MODE: u32 = 0o660;
 /// Mode of the admin socket: the owner alone.
 const ADMIN_MODE: u32 = 0o600;
-/// Descriptors kept free for everything that is no session: listeners, clients, rings, files.
-const RESERVED_DESCRIPTORS: u64 = 256;
 
 /// Exit status after a second signal.
 const KILLED: i32 = 130;
@@ -105,8 +103,9 @@ fn start_shards(
         session_buffer: config.session_buffer,
         total_buffer: config.total_buffer / config.shards,
     };
-    let room = descriptors.saturating_sub(RESERVED_DESCRIPTORS);
-    let sockets = u32::try_from(room).unwrap_or(u32::MAX).clamp(1, SOCKETS_PER_SHARD);
+    // As many as the limit, so that it is the limit that is hit first, where the client is told about it: a socket of
+    // a shard has a plain descriptor too.
+    let sockets = u32::try_from(descriptors).unwrap_or(u32::MAX).clamp(1, SOCKETS_PER_SHARD);
     (0..config.shards)
         .map(|number| {
             let cpu = (config.pin && !cpus.is_empty()).then(|| cpus[number % cpus.len()]);

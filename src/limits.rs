@@ -62,6 +62,38 @@ pub const SESSION_BUFFER: usize = 8 * 1024 * 1024;
 /// Bytes one session may owe its agent before its client stops being read.
 pub const TO_AGENT_BUFFER: usize = 128 * 1024;
 
+/// Bytes a session may owe its agent before its shim stops being read: more than other clients', so that a signal
+/// sent behind input nobody reads is still seen.
+pub const SHIM_INPUT_BUFFER: usize = 1024 * 1024;
+
+/// Messages of one shim that may be under way to the coordinator before the shim stops being read.
+pub const SHIM_MESSAGES_MAX: u32 = 64;
+
+/// Longest stream frame sent to a shim, header included: one send.
+#[expect(clippy::cast_possible_truncation, reason = "32 KiB")]
+pub const CC2_FRAME_MAX: u32 = SEND_MAX as u32;
+
+/// Bytes the kernel may hold for a shim, hence what may go unread when it is killed.
+pub const SHIM_AT_RISK: u64 = 208 * 1024;
+
+/// Seconds a process's start waits for its shim, and a shim's input and signals for the process.
+pub const SHIM_PATIENCE_SECS: u64 = 30;
+
+/// Messages of a shim that wait for its door: as many as a shard lets be under way, and one to spare.
+pub const MESSAGES_BUFFER: usize = SHIM_MESSAGES_MAX as usize + 1;
+
+/// Events of an agent that wait to be looked at; more are skipped, with a line in the log.
+pub const AGENT_EVENTS_MAX: usize = 4_096;
+
+/// Longest line of a VM's console in the log, bytes; a longer one is cut in two.
+pub const CONSOLE_LINE_MAX: usize = 1_024;
+
+/// Tokens one RegisterVM or AttachVM may ask for.
+pub const TOKENS_PER_REQUEST: i64 = 1_024;
+
+/// Sessions one VM may have.
+pub const SESSIONS_PER_VM: usize = 8_192;
+
 /// Bytes of owned memory all sessions of the daemon may hold together (`--total-buffer`).
 pub const TOTAL_BUFFER: usize = 1024 * 1024 * 1024;
 

@@ -74,6 +74,8 @@ impl BufView {
 pub trait Leases {
     /// The bytes of `range` in a buffer.
     fn bytes(&self, direction: Direction, buf: u16, range: std::ops::Range<usize>) -> &[u8];
+    /// The same bytes, to be changed where they are.
+    fn bytes_mut(&mut self, direction: Direction, buf: u16, range: std::ops::Range<usize>) -> &mut [u8];
     /// One more reference to a buffer.
     fn retain(&mut self, direction: Direction, buf: u16);
     /// One reference less; the last one gives the buffer back.
@@ -95,6 +97,20 @@ impl<L: Leases> Memory<L> {
         match view.source {
             Source::Lease(direction, buf) => self.leases.bytes(direction, buf, view.range()),
             Source::Chunk(id) => &self.chunks.bytes(id)[view.range()],
+        }
+    }
+
+    /// Writes over the first bytes of a view: one header in place of another. Nobody may have a send of it in flight.
+    ///
+    /// # Panics
+    /// When the view is shorter; that is a fault of ours.
+    pub fn overwrite(&mut self, view: BufView, bytes: &[u8]) {
+        let begin = view.off as usize;
+        let range = begin..begin + bytes.len();
+        assert!(range.end <= view.end() as usize, "more than the view has");
+        match view.source {
+            Source::Lease(direction, buf) => self.leases.bytes_mut(direction, buf, range).copy_from_slice(bytes),
+            Source::Chunk(id) => self.chunks.write(id, view.off, bytes),
         }
     }
 

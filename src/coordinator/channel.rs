@@ -16,7 +16,7 @@ use tracing::{debug, warn};
 
 use super::control::{Action, CommandError, Control, Ticket};
 use crate::limits::{CONTROL_REPLY_MAX, READY_PATIENCE_MS};
-use crate::wire::hyper::{Code, MessageDecoder};
+use crate::wire::hyper::{Code, Message, MessageDecoder};
 
 /// A command on its way to the channel's task.
 #[derive(Debug)]
@@ -43,9 +43,10 @@ pub(super) struct ControlHandle {
 }
 
 impl ControlHandle {
-    /// Sends a command and waits for its answer, until `deadline` at the latest.
+    /// Sends a command and waits for its answer, until `deadline` at the latest. It lets go of the channel before it
+    /// waits, so that a command in flight does not keep alive what bye or a lost VM ends.
     pub(super) async fn command(
-        &self,
+        self,
         code: Code,
         payload: Vec<u8>,
         deadline: Instant,
@@ -53,7 +54,9 @@ impl ControlHandle {
         let (reply, answer) = oneshot::channel();
         let gone = || CommandError::Gone("the VM's control channel has ended".to_owned());
         let command = Command { code, payload, deadline, reply };
-        match self.commands.try_send(command) {
+        let sent = self.commands.try_send(command);
+        drop(self);
+        match sent {
             Ok(()) => answer.await.unwrap_or_else(|_| Err(gone())),
             Err(mpsc::error::TrySendError::Full(_)) => Err(CommandError::Full),
             Err(mpsc::error::TrySendError::Closed(_)) => Err(gone()),
@@ -80,11 +83,18 @@ pub(super) struct Channel {
     waiting: HashMap<Ticket, oneshot::Sender<Result<Vec<u8>, CommandError>>>,
     next_ticket: Ticket,
     ready: Option<oneshot::Sender<()>>,
+    events: mpsc::Sender<Message>,
 }
 
 impl Channel {
-    /// A channel over a connected socket, and the handle commands go through. `ready` is told when the agent is up.
-    pub(super) fn new(vm: &str, stream: UnixStream, ready: oneshot::Sender<()>) -> (Channel, ControlHandle) {
+    /// A channel over a connected socket, and the handle commands go through. `ready` is told when the agent is up,
+    /// `events` gets what it reports of its own accord.
+    pub(super) fn new(
+        vm: &str,
+        stream: UnixStream,
+        ready: oneshot::Sender<()>,
+        events: mpsc::Sender<Message>,
+    ) -> (Channel, ControlHandle) {
         let (sender, commands) = mpsc::channel(crate::limits::CONTROL_QUEUE_MAX);
         let status = Rc::new(RefCell::new(ChannelStatus::default()));
         let handle = ControlHandle { commands: sender, status: Rc::clone(&status) };
@@ -100,6 +110,7 @@ impl Channel {
             waiting: HashMap::new(),
             next_ticket: 0,
             ready: Some(ready),
+            events,
         };
         (channel, handle)
     }
@@ -201,7 +212,12 @@ impl Channel {
                         let _ = ready.send(());
                     }
                 }
-                Action::Event(event) => debug!(vm = self.vm, code = event.code, "the agent reported an event"),
+                Action::Event(event) => {
+                    debug!(vm = self.vm, code = event.code, "the agent reported an event");
+                    if self.events.try_send(event).is_err() {
+                        warn!(vm = self.vm, "the agent reports more events than can be taken: one was skipped");
+                    }
+                }
                 Action::Stray(code) => warn!(vm = self.vm, code, "skipped a message from the agent nobody asked for"),
             }
         }

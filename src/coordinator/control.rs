@@ -46,12 +46,12 @@ pub enum CommandError {
     Gone(String),
 }
 
-/// A duration for people.
+/// A duration for people, to the nearest tenth of a second.
 fn human(duration: Duration) -> String {
-    if duration.subsec_millis() == 0 {
-        format!("{} s", duration.as_secs())
-    } else {
-        format!("{:.1} s", duration.as_secs_f64())
+    let tenths = (duration.as_millis() + 50) / 100;
+    match tenths % 10 {
+        0 => format!("{} s", tenths / 10),
+        tenth => format!("{}.{tenth} s", tenths / 10),
     }
 }
 
@@ -255,6 +255,14 @@ mod tests {
 
     fn ack(payload: &[u8]) -> Message {
         Message::new(Code::Ack, payload)
+    }
+
+    #[test]
+    fn durations_are_rounded_to_tenths() {
+        let cases = [(1_000_000, "1 s"), (999_700, "1 s"), (1_000_200, "1 s"), (1_500_000, "1.5 s"), (40_000, "0 s")];
+        for (micros, text) in cases {
+            assert_eq!(human(Duration::from_micros(micros)), text);
+        }
     }
 
     #[test]

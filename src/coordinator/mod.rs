@@ -5,8 +5,11 @@
 //! channels and dies with either; whichever end is seen first, `Coordinator::lost` ends the other.
 
 mod channel;
+mod console;
 pub mod control;
 mod registry;
+mod shims;
+mod tokens;
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -16,23 +19,27 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use tokio::net::UnixStream;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info, warn};
 
 pub use self::registry::{RequestError, VmRef};
+pub use self::shims::ShimLink;
 
 use self::channel::Channel;
 use self::registry::{Registry, VmState};
+use self::tokens::Tokens;
+use crate::limits::AGENT_EVENTS_MAX;
 use crate::os::fds::{self, PeerCredentials};
-use crate::os::guest_socket::GuestSocket;
+use crate::os::guest_socket::{GuestSocket, PathError};
 use crate::os::usage;
 use crate::relay;
 use crate::shard::{Order, Report, ShardHandle};
 use crate::wire::admin::{Counters, Status, VmStatus};
 use crate::wire::cc1;
-use crate::wire::hyper::{Code, MESSAGE_HEADER_LEN, StreamSeq};
+use crate::wire::hyper::{Code, MESSAGE_HEADER_LEN, Message, StreamSeq};
 
 /// How often the log says that the same VM is held back.
 const WARN_PAUSE: Duration = Duration::from_secs(60);
@@ -56,6 +63,7 @@ struct Inner {
     shards: Vec<ShardHandle>,
     reports: Arc<Notify>,
     registry: RefCell<Registry>,
+    tokens: RefCell<Tokens>,
     counters: Cell<Counters>,
     clients: Cell<u64>,
     stopping: Cell<bool>,
@@ -75,6 +83,7 @@ impl Coordinator {
     pub fn new(settings: Settings, shards: Vec<ShardHandle>, reports: Arc<Notify>) -> Coordinator {
         let coordinator = Coordinator(Rc::new(Inner {
             registry: RefCell::new(Registry::new(shards.len())),
+            tokens: RefCell::default(),
             settings,
             shards,
             reports,
@@ -143,7 +152,9 @@ impl Coordinator {
         let io = self.connect(vm, io, client, deadline).await?;
         let io = into_blocking(io).map_err(|error| RequestError::Resources(error.to_string()))?;
         let (ready, is_ready) = oneshot::channel();
-        let (channel, handle) = Channel::new(&vm.id, ctl, ready);
+        let (events, agent_events) = mpsc::channel(AGENT_EVENTS_MAX);
+        let (channel, handle) = Channel::new(&vm.id, ctl, ready, events);
+        tokio::task::spawn_local(self.clone().take_agent_events(vm.key, agent_events));
         let (coordinator, reference) = (self.clone(), vm.clone());
         tokio::task::spawn_local(async move {
             if let Some(why) = channel.run().await {
@@ -160,6 +171,10 @@ impl Coordinator {
                 let seconds = self.0.settings.deadline.as_secs();
                 return Err(RequestError::NotReady { id: vm.id.clone(), seconds });
             }
+        }
+        if fds::has_hung_up(io.as_fd()).map_err(out_of)? {
+            let why = "the agent closed its stream channel before it was ready".to_owned();
+            return Err(RequestError::Gone { id: vm.id.clone(), why });
         }
         let shard = {
             let mut registry = self.0.registry.borrow_mut();
@@ -188,15 +203,17 @@ impl Coordinator {
         deadline: Instant,
     ) -> Result<UnixStream, RequestError> {
         let refused = |why: String| RequestError::Connect { id: vm.id.clone(), path: path.to_owned(), why };
-        let socket = GuestSocket::open(path, client.uid, &self.0.settings.vm_dirs)
-            .map_err(|why| RequestError::Path { id: vm.id.clone(), why: why.to_string() })?;
+        let socket = GuestSocket::open(path, client.uid, &self.0.settings.vm_dirs).map_err(|why| match why {
+            PathError::Open { errno: errno @ (Errno::EMFILE | Errno::ENFILE), .. } => out_of(errno.into()),
+            why => RequestError::Path { id: vm.id.clone(), why: why.to_string() },
+        })?;
         loop {
             match UnixStream::connect(socket.address()).await {
                 Ok(stream) => return Ok(stream),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline => {
                     tokio::time::sleep(Duration::from_millis(10)).await;
                 }
-                Err(error) => return Err(refused(error.to_string())),
+                Err(error) => return Err(refused(hint(&error))),
             }
         }
     }
@@ -252,6 +269,12 @@ impl Coordinator {
             self.count(|counters| counters.commands_overdue += 1);
             warn!(vm = vm.id, %error, "the agent does not answer");
         }
+        if let Err(control::CommandError::Gone(_)) = &answer
+            && let Err(gone @ RequestError::Gone { .. }) = self.0.registry.borrow_mut().usable(vm)
+        {
+            // Its stream channel may have ended first: the VM knows why.
+            return Err(gone);
+        }
         Ok(answer?)
     }
 
@@ -266,7 +289,7 @@ impl Coordinator {
         };
         // Dropping the handle ends the control channel's task, which answers what was in flight.
         drop(entry.control);
-        if entry.state == VmState::Ready {
+        if entry.state != VmState::Connecting {
             self.post(entry.shard, Order::CloseLink { vm: vm.key }).await;
         }
         info!(vm = id, "VM unregistered");
@@ -287,7 +310,20 @@ impl Coordinator {
             vm.shard
         };
         self.count(|counters| counters.vms_lost += 1);
-        self.post(shard, Order::CloseLink { vm: key }).await;
+        self.forget_if_hidden(key);
+        // Its last output may still be in the kernel when its control channel is seen to end.
+        self.post(shard, Order::FinishLink { vm: key }).await;
+    }
+
+    async fn take_agent_events(self, key: u64, mut events: mpsc::Receiver<Message>) {
+        while let Some(event) = events.recv().await {
+            self.agent_event(key, event).await;
+        }
+    }
+
+    /// The proxy socket's address for shims.
+    pub fn url(&self) -> String {
+        format!("unix://{}", self.0.settings.socket)
     }
 
     /// Puts an order into a shard's queue, waiting for room in it.
@@ -319,6 +355,7 @@ impl Coordinator {
                 } else {
                     debug!(session = base.0, vm, %why, "session ended");
                 }
+                self.forget_token(base).await;
             }
             Report::Relay(relay::Report::LinkEnded { vm, why }) => {
                 if why != relay::Gone::Ordered {
@@ -335,6 +372,7 @@ impl Coordinator {
                 let vm = self.name(vm);
                 debug!(vm, "the VM's stream channel is read again");
             }
+            Report::Relay(report) => self.take_token_report(report).await,
             Report::Drained => {
                 self.0.draining.set(self.0.draining.get().saturating_sub(1));
                 if self.0.draining.get() == 0 {
@@ -374,6 +412,10 @@ impl Coordinator {
             links.extend(answer.await.unwrap_or_default().into_iter().map(|link| (shard, link)));
         }
         let mut vms: Vec<VmStatus> = self.0.registry.borrow().vms.iter().map(|(id, vm)| vm_status(id, vm)).collect();
+        vms.extend(self.0.registry.borrow().hidden.values().map(|(id, vm)| {
+            let state = "unregistered".to_owned();
+            VmStatus { state, ..vm_status(id, vm) }
+        }));
         for (shard, link) in links {
             let id = self.name(link.vm);
             let position = vms.iter().position(|vm| vm.id == id).unwrap_or_else(|| {
@@ -448,12 +490,15 @@ fn into_blocking(stream: UnixStream) -> io::Result<OwnedFd> {
     Ok(stream.into())
 }
 
-/// Names the limit behind a failed system call.
 fn out_of(error: io::Error) -> RequestError {
-    let hint = match error.raw_os_error().map(nix::errno::Errno::from_raw) {
-        Some(nix::errno::Errno::EMFILE) => "no descriptor left in the daemon (RLIMIT_NOFILE)".to_owned(),
-        Some(nix::errno::Errno::ENFILE) => "no descriptor left on the host (fs.file-max)".to_owned(),
+    RequestError::Resources(hint(&error))
+}
+
+/// Names the limit behind a failed system call, where there is one.
+fn hint(error: &io::Error) -> String {
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EMFILE) => "no descriptor left in the daemon (RLIMIT_NOFILE)".to_owned(),
+        Some(Errno::ENFILE) => "no descriptor left on the host (fs.file-max)".to_owned(),
         _ => error.to_string(),
-    };
-    RequestError::Resources(hint)
+    }
 }

@@ -35,6 +35,12 @@ pub(super) struct Vm {
     pub(super) control: Option<ControlHandle>,
     /// When the log last said that a client holds it back.
     pub(super) warned: Option<Instant>,
+    /// Sequences of processes started without a token; their output is nobody's.
+    pub(super) tokenless: Option<StreamSeq>,
+    /// Sessions with a token it has.
+    pub(super) tokens: usize,
+    /// The agent's API version, once asked.
+    pub(super) api: Option<u32>,
 }
 
 /// Which VM a client is attached to.
@@ -124,6 +130,58 @@ pub enum RequestError {
     /// Out of something; names it.
     #[error("out of resources: {0}")]
     Resources(String),
+    /// Too many sessions on one VM, or asked for at once.
+    #[error("asking for {asked} tokens: at most {most}")]
+    Tokens {
+        /// How many were asked for.
+        asked: i64,
+        /// How many could be had.
+        most: i64,
+    },
+    /// No such token, or not of this VM.
+    #[error("unknown token: {0}")]
+    UnknownToken(String),
+    /// Another shim has it.
+    #[error("token already claimed: {0}")]
+    TokenClaimed(String),
+    /// A process was started with it before.
+    #[error("token already used: {0}")]
+    TokenUsed(String),
+    /// Only commands that start a process take one.
+    #[error("{name} doesn't need tokens but {count} token(s) were given")]
+    NeedlessTokens {
+        /// The command.
+        name: String,
+        /// How many.
+        count: usize,
+    },
+    /// A process has one session.
+    #[error("expected 0 or 1 token, got {0}")]
+    ManyTokens(usize),
+    /// Nobody claimed the token in time.
+    #[error("timeout waiting for shim with token {0}")]
+    NoShim(String),
+    /// The command's payload has no process, or one that chose its sequences.
+    #[error("{0}")]
+    Process(#[from] crate::wire::process::ProcessError),
+    /// Only shims may.
+    #[error("client isn't a shim")]
+    NotAShim,
+    /// It has a token already.
+    #[error("client is already a shim")]
+    AlreadyAShim,
+    /// No such signal.
+    #[error("invalid signal number {0}: 1 to 64")]
+    SignalNumber(i64),
+    /// A window has columns and rows.
+    #[error("SIGWINCH needs columns and rows from 1 to 65535")]
+    WindowSize,
+    /// The agent has no way to do it.
+    #[error("the agent (hyperstart API {0}) cannot signal a process started by execcmd")]
+    CannotSignal(u32),
+    /// The process never started.
+    #[error("no process was started in time")]
+    NotStarted,
     /// The daemon is stopping.
     #[error("the daemon is stopping")]
     Stopping,
@@ -133,6 +191,8 @@ pub enum RequestError {
 #[derive(Debug)]
 pub(super) struct Registry {
     pub(super) vms: BTreeMap<String, Vm>,
+    /// Those unregistered over protocol 2 that still have processes, by number.
+    pub(super) hidden: BTreeMap<u64, (String, Vm)>,
     ids: HashMap<u64, String>,
     /// VMs per shard.
     load: Vec<usize>,
@@ -142,7 +202,14 @@ pub(super) struct Registry {
 
 impl Registry {
     pub(super) fn new(shards: usize) -> Registry {
-        Registry { vms: BTreeMap::new(), ids: HashMap::new(), load: vec![0; shards], next_key: 1, next_seq: 1 }
+        Registry {
+            vms: BTreeMap::new(),
+            hidden: BTreeMap::new(),
+            ids: HashMap::new(),
+            load: vec![0; shards],
+            next_key: 1,
+            next_seq: 1,
+        }
     }
 
     /// Takes a name for a VM that connects, on the shard with the fewest VMs.
@@ -163,7 +230,18 @@ impl Registry {
         let key = self.next_key;
         self.next_key += 1;
         let state = VmState::Connecting;
-        let vm = Vm { key, shard, state, ctl: ctl.to_owned(), io: io.to_owned(), control: None, warned: None };
+        let vm = Vm {
+            key,
+            shard,
+            state,
+            ctl: ctl.to_owned(),
+            io: io.to_owned(),
+            control: None,
+            warned: None,
+            tokenless: None,
+            tokens: 0,
+            api: None,
+        };
         self.vms.insert(id.to_owned(), vm);
         self.ids.insert(key, id.to_owned());
         Ok(VmRef { key, id: id.to_owned() })
@@ -171,15 +249,30 @@ impl Registry {
 
     /// Forgets a VM.
     pub(super) fn remove(&mut self, key: u64) -> Option<Vm> {
-        let vm = self.vms.remove(&self.ids.remove(&key)?)?;
+        let vm = match self.ids.remove(&key) {
+            Some(id) => self.vms.remove(&id)?,
+            None => self.hidden.remove(&key)?.1,
+        };
         self.load[vm.shard] -= 1;
         Some(vm)
     }
 
+    /// Gives up a VM's name; its processes go on.
+    pub(super) fn hide(&mut self, key: u64) {
+        if let Some(id) = self.ids.remove(&key)
+            && let Some(vm) = self.vms.remove(&id)
+        {
+            self.hidden.insert(key, (id, vm));
+        }
+    }
+
     /// The VM with this number, whatever its state.
     pub(super) fn by_key(&mut self, key: u64) -> Option<(&str, &mut Vm)> {
-        let id = self.ids.get(&key)?;
-        Some((id, self.vms.get_mut(id)?))
+        if let Some(id) = self.ids.get(&key) {
+            return Some((id, self.vms.get_mut(id)?));
+        }
+        let (id, vm) = self.hidden.get_mut(&key)?;
+        Some((id, vm))
     }
 
     /// The VM a client is attached to, if it can be used.

@@ -4,6 +4,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::cmsg_space;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, setsockopt,
     socketpair, sockopt,
@@ -53,6 +54,17 @@ pub fn grow_send_buffer(socket: BorrowedFd<'_>) -> io::Result<()> {
         setsockopt(&socket, sockopt::SndBuf, &SEND_BUFFER)?;
     }
     Ok(())
+}
+
+/// Whether the other end has closed, as far as the kernel knows now.
+///
+/// # Errors
+/// The kernel's.
+pub fn has_hung_up(socket: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut polled = [PollFd::new(socket, PollFlags::empty())];
+    // No event is asked for: hang-ups and errors are always reported.
+    poll(&mut polled, PollTimeout::ZERO)?;
+    Ok(polled[0].revents().is_some_and(|events| !events.is_empty()))
 }
 
 /// Sends `byte` with `fd` attached, in one sendmsg that does not wait.

@@ -143,6 +143,16 @@ impl BufGroup {
         unsafe { std::slice::from_raw_parts(start.as_ptr(), range.len()) }
     }
 
+    fn bytes_mut(&mut self, buf: u16, range: std::ops::Range<usize>) -> &mut [u8] {
+        let buffer = self.buffers[usize::from(buf)];
+        assert!(buffer.refs > 0 && range.end <= buffer.filled as usize, "a view of bytes that are held");
+        // SAFETY: `filled` never exceeds the buffer's length, so the range lies inside the mapping.
+        let start = unsafe { self.buffer_base(buf).add(range.start) };
+        // SAFETY: as in `bytes`, the kernel does not write these bytes any more; `self` is borrowed for as long as the
+        // slice lives, so no other slice of them exists.
+        unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), range.len()) }
+    }
+
     fn retain(&mut self, buf: u16) {
         let buffer = &mut self.buffers[usize::from(buf)];
         assert!(buffer.refs > 0, "a buffer nobody holds");
@@ -192,6 +202,10 @@ impl Leases for BufPool {
             Direction::ToClient => self.to_client.bytes(buf, range),
             Direction::ToAgent => self.to_agent.bytes(buf, range),
         }
+    }
+
+    fn bytes_mut(&mut self, direction: Direction, buf: u16, range: std::ops::Range<usize>) -> &mut [u8] {
+        self.group(direction).bytes_mut(buf, range)
     }
 
     fn retain(&mut self, direction: Direction, buf: u16) {

@@ -19,6 +19,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use nix::errno::Errno;
 use nix::libc;
+use nix::sys::socket::{Shutdown, shutdown};
 
 pub use self::buf_pool::{BufGroup, BufPool};
 pub use self::op_tag::{OpKind, OpTag};
@@ -166,8 +167,9 @@ impl Reactor {
     pub fn watch_hang_up(&mut self, id: SocketId) {
         if self.sockets.get(id).is_some_and(|socket| !socket.watched) {
             self.sockets.begin(id).watched = true;
-            // No event is asked for: hang-ups and errors are always reported.
-            let entry = opcode::PollAdd::new(types::Fixed(id.slot), 0).build();
+            // No event is asked for: hang-ups and errors are always reported, half-closes too (io_uring adds RDHUP).
+            // Edge-triggered, so that the half-close that is there already is told once and the hang-up later.
+            let entry = opcode::PollAdd::new(types::Fixed(id.slot), 0).multi(true).build();
             // SAFETY: a poll reads no memory of ours.
             unsafe { self.submit(entry, id.tag(OpKind::HangUp)) };
         }
@@ -196,6 +198,18 @@ impl Reactor {
         // SAFETY: the op, boxed in the socket's slot, keeps the message at its address and holds a reference to every
         // piece's memory until this operation's completion takes it out (`send_ended`).
         unsafe { self.submit(entry, id.tag(OpKind::Send)) };
+    }
+
+    /// Lets nothing more be sent either way. What the kernel has received is still reported, then the end.
+    pub fn shut_down(&mut self, id: SocketId) {
+        let Some(socket) = self.sockets.get(id) else { return };
+        // A socket whose peer is gone altogether is shut down already.
+        let _ = shutdown(socket.fd.as_raw_fd(), Shutdown::Both);
+        if socket.receive == Receive::Armed {
+            // The kernel wakes the peer of a shutdown, not the one who asks for it: a new receive sees the end.
+            self.pause(id);
+            self.resume(id);
+        }
     }
 
     /// Closes a socket once nothing is in flight on it. Nothing is reported of it from now on.
@@ -285,7 +299,7 @@ impl Reactor {
         match tag.kind {
             OpKind::Receive => self.receive_completed(id, result, view, ended, events),
             OpKind::Send => self.send_ended(id, result, events),
-            OpKind::HangUp => self.hang_up_ended(id, result, events),
+            OpKind::HangUp => self.hang_up_completed(id, result, ended, events),
             OpKind::Cancel | OpKind::Wake => {}
         }
         self.retire(id);
@@ -357,11 +371,17 @@ impl Reactor {
         events.push(Event::Sent(id, outcome));
     }
 
-    fn hang_up_ended(&mut self, id: SocketId, result: i32, events: &mut Vec<Event>) {
+    fn hang_up_completed(&mut self, id: SocketId, result: i32, ended: bool, events: &mut Vec<Event>) {
         let socket = self.sockets.current(id);
-        socket.watched = false;
-        if !socket.closing && result >= 0 {
+        socket.watched = !ended;
+        if socket.closing || result < 0 {
+            return;
+        }
+        let gone = i32::from(libc::POLLHUP | libc::POLLERR);
+        if result & gone != 0 {
             events.push(Event::HungUp(id));
+        } else if ended {
+            self.watch_hang_up(id);
         }
     }
 

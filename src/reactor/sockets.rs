@@ -46,8 +46,9 @@ pub(super) enum Receive {
 /// One socket.
 #[derive(Debug)]
 pub(super) struct Socket {
-    /// Kept open beside its direct descriptor: what is handed over later needs it.
-    _fd: OwnedFd,
+    /// Kept open beside its direct descriptor: what is handed over later needs it, and what io_uring has no operation
+    /// for on every kernel.
+    pub(super) fd: OwnedFd,
     pub(super) direction: Direction,
     pub(super) receive: Receive,
     pub(super) send: Option<Box<SendOp>>,
@@ -95,7 +96,7 @@ impl Sockets {
         assert_eq!(self.free.pop(), Some(slot), "the slot named last");
         let entry = &mut self.slots[slot as usize];
         let receive = Receive::Off;
-        let socket = Socket { _fd: fd, direction, receive, send: None, watched: false, closing: false, in_flight: 0 };
+        let socket = Socket { fd, direction, receive, send: None, watched: false, closing: false, in_flight: 0 };
         entry.socket = Some(socket);
         SocketId { slot, generation: entry.generation }
     }

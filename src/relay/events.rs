@@ -5,6 +5,7 @@
 
 use crate::wire::DecodeError;
 use crate::wire::admin::{Flow, SessionStatus};
+use crate::wire::cc2;
 use crate::wire::hyper::StreamSeq;
 
 /// A link of this plane. Reused after [`Effect::Close`].
@@ -53,6 +54,9 @@ pub enum Gone {
         /// What it owns.
         want: StreamSeq,
     },
+    /// Nothing came of it in time.
+    #[error("no process was started for it in time")]
+    TooLate,
     /// We were told to end it.
     #[error("ended on request")]
     Ordered,
@@ -108,6 +112,33 @@ pub enum Report {
         vm: u64,
         /// Why.
         why: Gone,
+    },
+    /// A shim sent something that is not input.
+    ShimMessage {
+        /// Its session.
+        base: StreamSeq,
+        /// Its connection.
+        connection: u64,
+        /// A command or a log entry.
+        frame: cc2::Frame,
+    },
+    /// A shim is gone; its token is free.
+    ShimGone {
+        /// Its session.
+        base: StreamSeq,
+        /// Its connection.
+        connection: u64,
+        /// Why.
+        why: Gone,
+        /// At most this many bytes of output may have gone unread.
+        at_risk: u64,
+    },
+    /// A shim's input waits for its process.
+    InputWaits {
+        /// Its session.
+        base: StreamSeq,
+        /// Its connection.
+        connection: u64,
     },
     /// A VM's stream channel is not read any more, because of a client that does not read.
     LinkBlocked {

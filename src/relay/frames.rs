@@ -4,20 +4,72 @@
 //! payload. [`Cut`] says where the frames sent on begin when a received one is longer than the receiver accepts.
 //! Both directions use both; they differ in their bounds only.
 
+use crate::limits::{CC1_FRAME_MAX, CC2_FRAME_MAX};
 use crate::wire::DecodeError;
-use crate::wire::hyper::{FRAME_HEADER, FRAME_HEADER_LEN, FrameHeader};
+use crate::wire::cc2;
+use crate::wire::hyper::{FRAME_HEADER, FRAME_HEADER_LEN, FrameHeader, StreamSeq};
+
+/// A header whose first 12 bytes say how long its frame is.
+pub trait Head: Copy {
+    /// Decodes and checks it; `max` bounds the frame where the protocol itself does not.
+    ///
+    /// # Errors
+    /// The peer cannot go on.
+    fn decode(bytes: [u8; FRAME_HEADER_LEN], max: u32) -> Result<Self, DecodeError>;
+    /// Bytes of header behind the first 12, which mean nothing.
+    fn extra(self) -> u32;
+    /// Bytes of payload.
+    fn payload(self) -> u32;
+    /// Bytes of the whole frame.
+    fn frame(self) -> u32 {
+        FRAME_HEADER + self.extra() + self.payload()
+    }
+}
+
+impl Head for FrameHeader {
+    fn decode(bytes: [u8; FRAME_HEADER_LEN], max: u32) -> Result<FrameHeader, DecodeError> {
+        FrameHeader::decode(bytes, max)
+    }
+
+    fn extra(self) -> u32 {
+        0
+    }
+
+    fn payload(self) -> u32 {
+        self.payload_len()
+    }
+}
+
+impl Head for cc2::Header {
+    fn decode(bytes: [u8; FRAME_HEADER_LEN], _: u32) -> Result<cc2::Header, DecodeError> {
+        cc2::Header::decode(bytes)
+    }
+
+    fn extra(self) -> u32 {
+        self.extra
+    }
+
+    fn payload(self) -> u32 {
+        self.payload
+    }
+}
 
 /// What the front of the given bytes is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
-    /// A whole frame, header included: take `header.len` bytes.
-    Whole(FrameHeader),
-    /// A frame that does not end here: take `taken` bytes, the rest of its header.
+pub enum Step<H> {
+    /// A whole frame: take [`Head::frame`] bytes.
+    Whole(H),
+    /// A frame that does not end here: take `taken` bytes, the rest of its header's first 12.
     Begin {
         /// The header.
-        header: FrameHeader,
+        header: H,
         /// Bytes of it that came now.
         taken: u32,
+    },
+    /// `len` bytes of a longer header, which mean nothing.
+    Skip {
+        /// How many bytes.
+        len: u32,
     },
     /// `len` more bytes of the frame that began.
     Body {
@@ -35,6 +87,8 @@ pub struct FrameReader {
     scratch: [u8; FRAME_HEADER_LEN],
     /// How many of them.
     have: usize,
+    /// Bytes of a longer header that are still to come.
+    skip: u32,
     /// Payload bytes of the frame in progress that are still to come.
     left: u32,
 }
@@ -43,9 +97,14 @@ impl FrameReader {
     /// Looks at the front of `bytes`, which must not be empty. Call again with what is behind the part taken.
     ///
     /// # Errors
-    /// A header whose length is below 12 or over `max`. The peer cannot go on.
-    pub fn step(&mut self, bytes: &[u8], max: u32) -> Result<Step, DecodeError> {
+    /// A header that [`Head::decode`] refuses. The peer cannot go on.
+    pub fn step<H: Head>(&mut self, bytes: &[u8], max: u32) -> Result<Step<H>, DecodeError> {
         let available = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        if self.skip > 0 {
+            let len = self.skip.min(available);
+            self.skip -= len;
+            return Ok(Step::Skip { len });
+        }
         if self.left > 0 {
             let len = self.left.min(available);
             self.left -= len;
@@ -54,11 +113,11 @@ impl FrameReader {
         if self.have == 0
             && let Some((head, _)) = bytes.split_first_chunk::<FRAME_HEADER_LEN>()
         {
-            let header = FrameHeader::decode(*head, max)?;
-            if header.len <= available {
+            let header = H::decode(*head, max)?;
+            if header.frame() <= available {
                 return Ok(Step::Whole(header));
             }
-            self.left = header.payload_len();
+            (self.skip, self.left) = (header.extra(), header.payload());
             return Ok(Step::Begin { header, taken: FRAME_HEADER });
         }
         let have = self.have;
@@ -70,14 +129,41 @@ impl FrameReader {
             return Ok(Step::Kept);
         }
         self.have = 0;
-        let header = FrameHeader::decode(self.scratch, max)?;
-        self.left = header.payload_len();
+        let header = H::decode(self.scratch, max)?;
+        (self.skip, self.left) = (header.extra(), header.payload());
         Ok(Step::Begin { header, taken: FRAME_HEADER - kept })
     }
 
     /// Whether a header or a frame has begun and not ended.
     pub fn is_mid_frame(&self) -> bool {
-        self.have > 0 || self.left > 0
+        self.have > 0 || self.skip > 0 || self.left > 0
+    }
+}
+
+/// How a frame sent on looks to its receiver. Both headers have 12 bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Face {
+    /// hyperstart's frame: agents and protocol 1 clients.
+    Hyper(StreamSeq),
+    /// Protocol 2's: shims.
+    Shim(cc2::Stream),
+}
+
+impl Face {
+    /// Longest frame of this kind sent to a client, header included.
+    pub fn client_max(self) -> u32 {
+        match self {
+            Face::Hyper(_) => CC1_FRAME_MAX,
+            Face::Shim(_) => CC2_FRAME_MAX,
+        }
+    }
+
+    /// The header of a frame that carries `payload` bytes.
+    pub fn header(self, payload: u32) -> [u8; FRAME_HEADER_LEN] {
+        match self {
+            Face::Hyper(seq) => FrameHeader::for_payload(seq, payload).encode(),
+            Face::Shim(stream) => cc2::Header::new(cc2::Kind::Stream(stream), payload).encode(),
+        }
     }
 }
 
@@ -87,7 +173,7 @@ pub enum Piece {
     /// A header to write.
     Header {
         /// The header.
-        header: FrameHeader,
+        header: [u8; FRAME_HEADER_LEN],
         /// It has no payload: the frame ends here.
         last: bool,
     },
@@ -103,7 +189,7 @@ pub enum Piece {
 /// Cuts one received frame, whose payload may come in pieces, into frames of at most a bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cut {
-    header: FrameHeader,
+    face: Face,
     /// Payload bytes of the received frame not yet given out.
     left: u32,
     /// Payload bytes of the frame sent on not yet given out.
@@ -111,15 +197,20 @@ pub struct Cut {
 }
 
 impl Cut {
-    /// Begins with a received header. Its first piece is always a header.
-    pub fn new(header: FrameHeader) -> Cut {
-        Cut { header, left: header.payload_len(), unit_left: 0 }
+    /// A received frame of `payload` bytes. Its first piece is always a header.
+    pub fn new(face: Face, payload: u32) -> Cut {
+        Cut { face, left: payload, unit_left: 0 }
+    }
+
+    /// What the frames sent on look like.
+    pub fn face(self) -> Face {
+        self.face
     }
 
     /// The first header to send on, for frames of at most `max` bytes, header included.
     pub fn begin(&mut self, max: u32) -> Piece {
         self.unit_left = self.left.min(max - FRAME_HEADER);
-        let header = FrameHeader::for_payload(self.header.seq, self.unit_left);
+        let header = self.face.header(self.unit_left);
         Piece::Header { header, last: self.unit_left == 0 }
     }
 
@@ -146,7 +237,6 @@ impl Cut {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::hyper::StreamSeq;
 
     fn frame(seq: u64, payload: &[u8]) -> Vec<u8> {
         let len = u32::try_from(payload.len()).unwrap();
@@ -162,7 +252,7 @@ mod tests {
         for chunk in bytes.chunks(piece) {
             let mut rest = chunk;
             while !rest.is_empty() {
-                let taken = match reader.step(rest, 1 << 20).unwrap() {
+                let taken = match reader.step::<FrameHeader>(rest, 1 << 20).unwrap() {
                     Step::Whole(header) => {
                         found.push((header.seq.0, rest[FRAME_HEADER_LEN..header.len as usize].to_vec()));
                         header.len
@@ -175,6 +265,7 @@ mod tests {
                         found.last_mut().unwrap().1.extend_from_slice(&rest[..len as usize]);
                         len
                     }
+                    Step::Skip { .. } => unreachable!("no header here is longer"),
                     Step::Kept => break,
                 };
                 rest = &rest[taken as usize..];
@@ -198,20 +289,22 @@ mod tests {
         for len in [0_u32, 11, 1 << 20, u32::MAX] {
             let mut bytes = frame(1, b"");
             bytes[8..].copy_from_slice(&len.to_be_bytes());
-            assert!(FrameReader::default().step(&bytes, 4096).is_err());
+            assert!(FrameReader::default().step::<FrameHeader>(&bytes, 4096).is_err());
             let mut reader = FrameReader::default();
-            assert_eq!(reader.step(&bytes[..9], 4096), Ok(Step::Kept));
-            assert!(reader.step(&bytes[9..], 4096).is_err());
+            assert_eq!(reader.step::<FrameHeader>(&bytes[..9], 4096), Ok(Step::Kept));
+            assert!(reader.step::<FrameHeader>(&bytes[9..], 4096).is_err());
         }
     }
 
     #[test]
     fn a_long_frame_is_cut_at_the_same_places_however_it_arrives() {
         let cuts = |piece: u32| {
-            let mut cut = Cut::new(FrameHeader::for_payload(StreamSeq(5), 100));
+            let mut cut = Cut::new(Face::Hyper(StreamSeq(5)), 100);
             let mut sent = vec![];
             let mut push = |p: Piece| match p {
-                Piece::Header { header, .. } => sent.push((header.payload_len(), 0)),
+                Piece::Header { header, .. } => {
+                    sent.push((FrameHeader::decode(header, 100).unwrap().payload_len(), 0));
+                }
                 Piece::Payload { len, .. } => sent.last_mut().unwrap().1 += len,
             };
             push(cut.begin(52));
@@ -236,9 +329,10 @@ mod tests {
 
     #[test]
     fn an_empty_frame_is_a_header_that_ends_itself() {
-        let header = FrameHeader::for_payload(StreamSeq(5), 0);
-        let mut cut = Cut::new(header);
-        assert_eq!(cut.begin(4096), Piece::Header { header, last: true });
-        assert!(cut.is_done());
+        for face in [Face::Hyper(StreamSeq(5)), Face::Shim(cc2::Stream::Stdout)] {
+            let mut cut = Cut::new(face, 0);
+            assert_eq!(cut.begin(4096), Piece::Header { header: face.header(0), last: true });
+            assert!(cut.is_done());
+        }
     }
 }

@@ -35,11 +35,13 @@ impl Plane {
         let mut nodes = 0;
         for (index, session) in &self.sessions {
             nodes += session.to_client.check(&self.arena) + session.to_agent.check(&self.arena);
+            nodes += session.shim.as_ref().map_or(0, |shim| shim.replies.check(&self.arena));
             let owes_agent = session.to_agent.ready() > 0;
             assert!(session.state != State::Done, "session {index} is done and still here");
             assert!(session.link.is_some() || !owes_agent, "session {index} owes an agent that is gone");
-            assert_eq!(owes_agent, session.queued, "session {index}: whole frames for the agent, and its turn");
-            let stuck = session.sending == Sending::Idle && session.to_client.ready() > 0;
+            let has_turn = owes_agent && session.may_write();
+            assert_eq!(has_turn, session.queued, "session {index}: whole frames for the agent, and its turn");
+            let stuck = session.sending == Sending::Idle && session.owed() > 0 && session.state.has_output();
             assert!(!stuck, "session {index} owes its client and sends nothing");
             assert_ne!(session.sending, Sending::Blocked, "session {index} was to wait for its client");
         }

@@ -17,6 +17,22 @@ pub(super) struct InFlight {
     pub(super) bytes: usize,
 }
 
+/// A frame of the agent that has begun and not ended.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Current {
+    pub(super) session: SessionId,
+    pub(super) what: What,
+}
+
+/// What its payload is.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum What {
+    /// Bytes for the client.
+    Payload(Cut),
+    /// The process's exit status, for a shim.
+    Status,
+}
+
 /// One VM's stream channel.
 #[derive(Debug)]
 pub(super) struct Link {
@@ -25,8 +41,8 @@ pub(super) struct Link {
     pub(super) routes: RouteTable,
     /// Frames in the agent's bytes.
     pub(super) reader: FrameReader,
-    /// The agent's frame in progress, when it did not arrive whole: for whom, and how it is cut. `None`: skipped.
-    pub(super) current: Option<(SessionId, Cut)>,
+    /// The agent's frame in progress, when it did not arrive whole. `None`: skipped.
+    pub(super) current: Option<Current>,
     /// Sessions with whole frames for the agent, in turn.
     pub(super) queue: VecDeque<SessionId>,
     pub(super) sending: Sending,

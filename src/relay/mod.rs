@@ -13,6 +13,9 @@ pub mod outbox;
 pub mod plane;
 pub mod route;
 pub mod session;
+mod shim;
+mod to_agent;
+mod to_client;
 
 pub use events::{Effect, Gone, LinkId, LinkStatus, Peer, Report, Sent, SessionId, Totals, Tuning};
 pub use plane::Plane;

@@ -5,6 +5,7 @@
 //! turn ends without that, [`Outbox::settle`] copies them into chunks. The list's nodes live in an [`Arena`] that all
 //! outboxes of a shard share, so that an idle session holds a few words and a busy one allocates nothing per frame.
 
+use super::frames::{Cut, Face, Piece};
 use crate::buf::{BufView, ChunkId, Leases, Memory, Source};
 use crate::limits::{CHUNK_LEN, COPY_MAX, SEND_MAX, SEND_PIECES_MAX};
 
@@ -97,6 +98,11 @@ impl Outbox {
         self.bytes - self.open_bytes
     }
 
+    /// Whether a frame has begun and not ended: nothing else may be added before its end.
+    pub fn is_open(&self) -> bool {
+        self.open != NONE
+    }
+
     /// Adds a piece of received bytes; `ends` says that a frame ends with it. Small ones are copied.
     pub fn push<L: Leases>(&mut self, arena: &mut Arena, mem: &mut Memory<L>, view: BufView, ends: bool) {
         if view.len == 0 && !ends {
@@ -128,6 +134,52 @@ impl Outbox {
             mem.release(view.source);
         } else {
             self.append(arena, view, ends);
+        }
+    }
+
+    /// Begins to send a received frame of `payload` bytes on, in frames of at most `max` bytes with their headers.
+    pub fn begin_frame<L: Leases>(
+        &mut self,
+        arena: &mut Arena,
+        mem: &mut Memory<L>,
+        face: Face,
+        payload: u32,
+        max: u32,
+    ) -> Cut {
+        let mut cut = Cut::new(face, payload);
+        self.push_piece(arena, mem, cut.begin(max), None);
+        cut
+    }
+
+    /// Sends on more of its payload.
+    pub fn continue_frame<L: Leases>(
+        &mut self,
+        arena: &mut Arena,
+        mem: &mut Memory<L>,
+        cut: &mut Cut,
+        payload: BufView,
+        max: u32,
+    ) {
+        let mut rest = payload;
+        while let Some(piece) = cut.next(rest.len, max) {
+            self.push_piece(arena, mem, piece, Some(rest));
+            if let Piece::Payload { len, .. } = piece {
+                rest = rest.skip(len);
+            }
+        }
+    }
+
+    fn push_piece<L: Leases>(
+        &mut self,
+        arena: &mut Arena,
+        mem: &mut Memory<L>,
+        piece: Piece,
+        payload: Option<BufView>,
+    ) {
+        match (piece, payload) {
+            (Piece::Header { header, last }, _) => self.push_bytes(arena, mem, &header, last),
+            (Piece::Payload { len, last }, Some(payload)) => self.push(arena, mem, payload.first(len), last),
+            (Piece::Payload { .. }, None) => unreachable!("a cut begins with a header"),
         }
     }
 

@@ -6,6 +6,8 @@
 use super::events::{Gone, LinkId, Sending};
 use super::frames::{Cut, FrameReader};
 use super::outbox::Outbox;
+use super::shim::Shim;
+use crate::limits::{SHIM_INPUT_BUFFER, TO_AGENT_BUFFER};
 use crate::wire::admin::{Flow, SessionStatus};
 use crate::wire::hyper::StreamSeq;
 
@@ -18,6 +20,8 @@ pub enum State {
     InputEnded,
     /// The client takes no more output; what it sends still goes to the agent.
     Deaf,
+    /// No shim has its token; output is kept for the next one.
+    Detached,
     /// The VM is gone; the client gets what was received, then EOF.
     Draining,
     /// The client is gone; the agent gets the whole frames it had sent.
@@ -35,6 +39,10 @@ pub enum Happening {
     OutputRefused,
     /// The client closed, was killed, or broke the protocol.
     ClientGone,
+    /// The shim is gone, and its token is free for another.
+    ShimGone,
+    /// A shim has claimed the token.
+    ShimCame,
     /// The VM's stream channel is gone.
     LinkGone,
     /// Nothing is owed to the client any more.
@@ -53,10 +61,12 @@ impl State {
             (S::Open, H::InputEnd) => S::InputEnded,
             (S::Open, H::OutputRefused) => S::Deaf,
             (S::InputEnded, H::OutputRefused) | (S::Deaf, H::InputEnd) => S::Leaving,
-            (S::Open | S::InputEnded | S::Deaf, H::ClientGone) => S::Leaving,
+            (S::Open | S::InputEnded | S::Deaf | S::Detached, H::ClientGone) => S::Leaving,
+            (S::Open | S::InputEnded | S::Deaf, H::ShimGone) => S::Detached,
+            (S::Detached, H::ShimCame) => S::Open,
             (S::Open | S::InputEnded, H::LinkGone) => S::Draining,
             (S::Draining, H::ClientGone | H::OutputRefused | H::ClientDrained) => S::Done,
-            (S::Leaving, H::LinkGone | H::AgentDrained) | (S::Deaf, H::LinkGone) => S::Done,
+            (S::Leaving, H::LinkGone | H::AgentDrained) | (S::Deaf | S::Detached, H::LinkGone) => S::Done,
             (state, _) => state,
         }
     }
@@ -82,6 +92,7 @@ impl State {
             State::Open => "open",
             State::InputEnded => "input-ended",
             State::Deaf => "output-refused",
+            State::Detached => "detached",
             State::Draining => "draining",
             State::Leaving => "leaving",
             State::Done => "done",
@@ -111,6 +122,8 @@ pub(super) struct Session {
     pub(super) reader: FrameReader,
     /// The client's frame being sent on in pieces.
     pub(super) cut: Option<Cut>,
+    /// What only sessions with a token have.
+    pub(super) shim: Option<Box<Shim>>,
     /// Already on the list of sessions whose outbox to the client changed this turn.
     pub(super) dirty: bool,
     /// Already on the list of sessions whose outbox to the agent changed this turn.
@@ -139,6 +152,7 @@ impl Session {
             sending: Sending::Idle,
             reader: FrameReader::default(),
             cut: None,
+            shim: None,
             dirty: false,
             dirty_in: false,
             queued: false,
@@ -160,7 +174,34 @@ impl Session {
             queued_to_client: self.to_client.bytes() as u64,
             queued_to_agent: self.to_agent.bytes() as u64,
             slow: matches!(self.sending, Sending::Waiting(_)),
+            token: self.shim.is_some(),
+            maybe_unread: self.shim.as_ref().map_or(0, |shim| shim.maybe_unread),
         }
+    }
+
+    /// Bytes of whole frames its client is owed, what answers its commands included.
+    pub(super) fn owed(&self) -> usize {
+        self.to_client.ready() + self.shim.as_ref().map_or(0, |shim| shim.replies.ready())
+    }
+
+    /// Bytes it may owe its agent before its client stops being read.
+    pub(super) fn input_bound(&self) -> usize {
+        if self.shim.is_some() { SHIM_INPUT_BUFFER } else { TO_AGENT_BUFFER }
+    }
+
+    /// Whether so many of its shim's messages are unanswered that no more are read.
+    pub(super) fn is_overasked(&self) -> bool {
+        self.shim.as_ref().is_some_and(|shim| shim.is_overasked())
+    }
+
+    /// Whether output is kept although nobody is sent it.
+    pub(super) fn retains(&self) -> bool {
+        self.shim.is_some() && matches!(self.state, State::Detached | State::Deaf)
+    }
+
+    /// Whether its whole frames for the agent may leave: a shim's wait for the process.
+    pub(super) fn may_write(&self) -> bool {
+        self.shim.as_ref().is_none_or(|shim| shim.started)
     }
 
     /// The sequences it has.
@@ -176,15 +217,27 @@ mod tests {
 
     #[test]
     fn the_transition_table() {
-        let table = [
-            (S::Open, [S::InputEnded, S::Deaf, S::Leaving, S::Draining, S::Open, S::Open]),
-            (S::InputEnded, [S::InputEnded, S::Leaving, S::Leaving, S::Draining, S::InputEnded, S::InputEnded]),
-            (S::Deaf, [S::Leaving, S::Deaf, S::Leaving, S::Done, S::Deaf, S::Deaf]),
-            (S::Draining, [S::Draining, S::Done, S::Done, S::Draining, S::Done, S::Draining]),
-            (S::Leaving, [S::Leaving, S::Leaving, S::Leaving, S::Done, S::Leaving, S::Done]),
-            (S::Done, [S::Done; 6]),
+        let happenings = [
+            H::InputEnd,
+            H::OutputRefused,
+            H::ClientGone,
+            H::ShimGone,
+            H::ShimCame,
+            H::LinkGone,
+            H::ClientDrained,
+            H::AgentDrained,
         ];
-        let happenings = [H::InputEnd, H::OutputRefused, H::ClientGone, H::LinkGone, H::ClientDrained, H::AgentDrained];
+        let (open, ended, deaf, detached) = (S::Open, S::InputEnded, S::Deaf, S::Detached);
+        let (draining, leaving, done) = (S::Draining, S::Leaving, S::Done);
+        let table = [
+            (open, [ended, deaf, leaving, detached, open, draining, open, open]),
+            (ended, [ended, leaving, leaving, detached, ended, draining, ended, ended]),
+            (deaf, [leaving, deaf, leaving, detached, deaf, done, deaf, deaf]),
+            (detached, [detached, detached, leaving, detached, open, done, detached, detached]),
+            (draining, [draining, done, done, draining, draining, draining, done, draining]),
+            (leaving, [leaving, leaving, leaving, leaving, leaving, done, leaving, done]),
+            (done, [done; 8]),
+        ];
         for (state, row) in table {
             for (happening, want) in happenings.into_iter().zip(row) {
                 assert_eq!(state.after(happening), want, "{state:?} after {happening:?}");

@@ -32,6 +32,12 @@ pub enum Order {
         /// The VM's number.
         vm: u64,
     },
+    /// End a VM that died: what its agent had written before goes to its clients too, then what they are owed, then
+    /// EOF.
+    FinishLink {
+        /// The VM's number.
+        vm: u64,
+    },
     /// Serve a session.
     OpenSession {
         /// The VM's number.
@@ -43,12 +49,66 @@ pub enum Order {
         /// Our end of the client's socket.
         fd: OwnedFd,
     },
+    /// Keep output for a token that no shim has claimed yet.
+    OpenToken {
+        /// The VM's number.
+        vm: u64,
+        /// First of its two sequences.
+        base: StreamSeq,
+    },
+    /// Something about a session with a token, by its first sequence.
+    Token(StreamSeq, TokenOrder),
     /// Say how the links and sessions are.
     Status(oneshot::Sender<Vec<LinkStatus>>),
     /// End every VM and report when every client that reads has what it is owed.
     Drain,
     /// End the thread.
     Stop,
+}
+
+/// What the coordinator tells about a session with a token.
+#[derive(Debug)]
+pub enum TokenOrder {
+    /// A shim has claimed it; its connection moves here.
+    Connect {
+        /// The connection's number.
+        connection: u64,
+        /// Its socket.
+        fd: OwnedFd,
+        /// Bytes it sent that nobody has looked at.
+        unparsed: Vec<u8>,
+        /// Bytes it is owed.
+        reply: Vec<u8>,
+    },
+    /// One of its messages has been dealt with.
+    Answer {
+        /// Which connection sent it.
+        connection: u64,
+        /// Whole frames to send; may be none.
+        reply: Vec<u8>,
+    },
+    /// Its process runs.
+    Started {
+        /// It has a terminal, hence no stderr of its own.
+        terminal: bool,
+    },
+    /// Its process ended, as the agent said on the control channel.
+    Exited {
+        /// The exit status.
+        status: u8,
+    },
+    /// End this connection; the token is free again.
+    Drop {
+        /// Which connection.
+        connection: u64,
+        /// Why.
+        why: relay::Gone,
+    },
+    /// The token is given up.
+    Release {
+        /// Whole frames to send before the connection ends.
+        reply: Vec<u8>,
+    },
 }
 
 /// What a shard tells the coordinator.

@@ -16,10 +16,11 @@ use std::thread;
 use nix::errno::Errno;
 use tokio::sync::Notify;
 
-pub use self::mailbox::{Mailbox, Order, Report, ShardMailbox, mailbox};
+pub use self::mailbox::{Mailbox, Order, Report, ShardMailbox, TokenOrder, mailbox};
 pub use self::stats::ShardStats;
 
-use crate::buf::Direction;
+use crate::buf::{BufView, Direction, Source};
+use crate::limits::CHUNK_LEN;
 use crate::os::cpu;
 use crate::reactor::{Event, Features, Reactor, SocketId, Waker};
 use crate::relay::{self, Effect, Gone, LinkId, Peer, Plane, Sent, SessionId, Tuning};
@@ -62,6 +63,8 @@ struct Shard {
     mailbox: ShardMailbox,
     stats: Arc<ShardStats>,
     links: HashMap<u64, LinkId>,
+    /// Sessions with a token, by first sequence.
+    tokens: HashMap<u64, SessionId>,
     /// By socket slot: whose socket it is.
     peers: Vec<Option<(SocketId, Peer)>>,
     link_sockets: Vec<Option<SocketId>>,
@@ -107,6 +110,7 @@ impl Shard {
             mailbox,
             stats,
             links: HashMap::new(),
+            tokens: HashMap::new(),
             peers: Vec::new(),
             link_sockets: Vec::new(),
             session_sockets: Vec::new(),
@@ -165,7 +169,13 @@ impl Shard {
                     self.plane.gone(&mut self.reactor.mem, Peer::Agent(link), Gone::Ordered);
                 }
             }
+            Order::FinishLink { vm } => {
+                let link = self.links.get(&vm).and_then(|&link| self.socket(Peer::Agent(link)));
+                link.into_iter().for_each(|socket| self.reactor.shut_down(socket));
+            }
             Order::OpenSession { vm, base, streams, fd } => self.open_session(vm, base, streams, fd),
+            Order::OpenToken { vm, base } => self.open_token(vm, base),
+            Order::Token(base, order) => self.obey_token(base, order),
             Order::Status(reply) => {
                 // Nobody waits for the answer any more: that is theirs to decide.
                 let _ = reply.send(self.plane.status());
@@ -209,6 +219,68 @@ impl Shard {
         }
     }
 
+    fn open_token(&mut self, vm: u64, base: StreamSeq) {
+        match self.links.get(&vm) {
+            Some(&link) => {
+                let session = self.plane.open_token(link, base);
+                self.tokens.insert(base.0, session);
+            }
+            None => {
+                let ended = relay::Report::SessionEnded { base, vm, why: Gone::Ordered };
+                self.mailbox.report(Report::Relay(ended));
+            }
+        }
+    }
+
+    fn obey_token(&mut self, base: StreamSeq, order: TokenOrder) {
+        // A session that ended while the order was under way has been reported; a descriptor in it closes.
+        let Some(&id) = self.tokens.get(&base.0) else { return };
+        let mem = &mut self.reactor.mem;
+        match order {
+            TokenOrder::Connect { connection, fd, unparsed, reply } => {
+                self.connect_shim(base, id, connection, fd, &reply);
+                self.feed(id, &unparsed);
+            }
+            TokenOrder::Answer { connection, reply } => self.plane.answer_shim(mem, id, connection, &reply),
+            TokenOrder::Started { terminal } => self.plane.started(mem, id, terminal),
+            TokenOrder::Exited { status } => self.plane.exited(mem, id, status),
+            TokenOrder::Drop { connection, why } => self.plane.drop_shim(mem, id, connection, why),
+            TokenOrder::Release { reply } => self.plane.release_token(mem, id, &reply),
+        }
+    }
+
+    fn connect_shim(&mut self, base: StreamSeq, id: SessionId, connection: u64, fd: OwnedFd, reply: &[u8]) {
+        match self.reactor.add(fd, Direction::ToAgent) {
+            Ok(socket) => {
+                if self.plane.connect_shim(&mut self.reactor.mem, id, connection, reply) {
+                    remember(&mut self.session_sockets, id.0 as usize, socket);
+                    self.take_in(socket, Peer::Client(id));
+                } else {
+                    self.reactor.close(socket);
+                }
+            }
+            Err(error) => {
+                let why = Gone::Error(format!("no room on its shard: {error}"));
+                let gone = relay::Report::ShimGone { base, connection, why, at_risk: 0 };
+                self.mailbox.report(Report::Relay(gone));
+            }
+        }
+    }
+
+    /// Gives a session bytes that its client had sent before it came here.
+    fn feed(&mut self, id: SessionId, bytes: &[u8]) {
+        for piece in bytes.chunks(CHUNK_LEN) {
+            let (Some(_), Ok(len)) = (self.socket(Peer::Client(id)), u32::try_from(piece.len())) else { return };
+            let mem = &mut self.reactor.mem;
+            let chunk = mem.chunks.take();
+            mem.chunks.write(chunk, 0, piece);
+            let source = Source::Chunk(chunk);
+            self.plane.received(mem, Peer::Client(id), BufView { source, off: 0, len });
+            self.reactor.mem.release(source);
+            self.carry_out();
+        }
+    }
+
     fn take_in(&mut self, socket: SocketId, peer: Peer) {
         let slot = socket.slot();
         if self.peers.len() <= slot {
@@ -244,6 +316,11 @@ impl Shard {
                 (Some(peer), errno) => self.plane.gone(&mut self.reactor.mem, peer, gone(errno)),
                 (None, _) => {}
             },
+            // The agent takes nothing any more, but what it wrote before may still be unread. The plane's send stays
+            // as it is, so that nothing follows it, and the link ends when its receive does.
+            Event::Sent(socket, Err(_)) if matches!(self.peer(socket), Some(Peer::Agent(_))) => {
+                self.reactor.shut_down(socket);
+            }
             Event::Sent(socket, outcome) => {
                 if let Some(peer) = self.peer(socket) {
                     let sent = outcome.map_or_else(|errno| Sent::Failed(gone(Some(errno))), Sent::Taken);
@@ -294,8 +371,10 @@ impl Shard {
     }
 
     fn report(&mut self, report: relay::Report) {
-        if let relay::Report::LinkEnded { vm, .. } = &report {
-            self.links.remove(vm);
+        match &report {
+            relay::Report::LinkEnded { vm, .. } => drop(self.links.remove(vm)),
+            relay::Report::SessionEnded { base, .. } => drop(self.tokens.remove(&base.0)),
+            _ => {}
         }
         self.mailbox.report(Report::Relay(report));
     }

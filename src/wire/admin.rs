@@ -63,6 +63,9 @@ pub struct Counters {
     pub vms_lost: u64,
     /// Sessions allocated.
     pub sessions_opened: u64,
+    /// Shims that left without giving their token up.
+    #[serde(default)]
+    pub shims_lost: u64,
     /// Commands whose agent did not answer in time.
     pub commands_overdue: u64,
 }
@@ -134,7 +137,8 @@ pub struct SessionStatus {
     pub io_base: u64,
     /// Sequences: 1, or 2 with stderr of its own.
     pub streams: u8,
-    /// `open`, `input-ended` (the client will send no more) or `draining` (its VM is gone).
+    /// `open`, `input-ended` (the client will send no more), `output-refused`, `detached` (no shim has its token),
+    /// `leaving` (the client is gone, its last input is not delivered) or `draining` (its VM is gone).
     pub state: String,
     /// Frames and bytes to the client.
     pub to_client: Flow,
@@ -146,4 +150,10 @@ pub struct SessionStatus {
     pub queued_to_agent: u64,
     /// The client does not keep up: a send waits for it.
     pub slow: bool,
+    /// It has a token: protocol 2.
+    #[serde(default)]
+    pub token: bool,
+    /// At most this many bytes of output were taken by the kernel for shims that left, and may have gone unread.
+    #[serde(default)]
+    pub maybe_unread: u64,
 }

@@ -235,9 +235,9 @@ impl Decoder {
         Ok(Some(Frame { kind: header.kind, payload }))
     }
 
-    /// Takes everything that is not yet a frame, for whoever reads on.
-    pub fn into_rest(self) -> Vec<u8> {
-        self.pending.rest().to_vec()
+    /// What has not been taken as a frame.
+    pub fn rest(&self) -> &[u8] {
+        self.pending.rest()
     }
 }
 

@@ -364,6 +364,23 @@ pub struct SignalProcess {
     pub signal: i32,
 }
 
+/// Payload of `processasyncevent`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessEvent {
+    /// The container.
+    #[serde(default)]
+    pub container: String,
+    /// The process's `id`.
+    #[serde(default)]
+    pub process: String,
+    /// `finished` is the one known.
+    #[serde(default)]
+    pub event: String,
+    /// Exit status.
+    #[serde(default)]
+    pub status: i32,
+}
+
 /// Payload of `removecontainer`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RemoveContainer {

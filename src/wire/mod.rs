@@ -42,6 +42,9 @@ pub enum DecodeError {
         /// The opcode.
         opcode: u8,
     },
+    /// A frame that this side of the protocol never sends, or not here.
+    #[error("{0} where none may be")]
+    OutOfPlace(&'static str),
     /// A payload that is not the JSON it has to be.
     #[error("invalid JSON: {0}")]
     Json(String),

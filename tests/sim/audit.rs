@@ -3,9 +3,9 @@
 //! The asymmetry to know: after a turn the plane may hold receive buffers only for sends that end before the next
 //! one does; at rest it holds none, and at the end nothing at all.
 
-use ringway::limits::TO_AGENT_BUFFER;
+use ringway::limits::{CHUNK_LEN, TO_AGENT_BUFFER};
 
-use crate::peers::{Arrival, At};
+use crate::peers::{Arrival, At, SendOp};
 use crate::world::World;
 
 /// Every so many turns the plane's status is compared with the model.
@@ -15,6 +15,7 @@ impl World {
     pub(crate) fn audit(&mut self) {
         self.plane.check();
         self.check_leases();
+        self.check_total();
         for index in 0..self.agents.len() {
             if self.agents[index].socket.open {
                 self.check_agent(index);
@@ -41,6 +42,15 @@ impl World {
         let orphaned = self.orphans.iter().flat_map(|send| &send.views);
         let orphaned = orphaned.filter(|view| matches!(view.source, ringway::buf::Source::Lease(..))).count();
         assert_eq!(self.mem.leases.refs(), arrived + orphaned, "the plane sleeps on receive buffers");
+    }
+
+    /// Owned memory stays under its bound, but for what sessions hold at least and for what was on its way.
+    fn check_total(&self) {
+        let orphaned: usize = self.orphans.iter().map(|send| send.views.len()).sum();
+        let on_its_way = 4 * (self.shape.to_client.bytes() + self.shape.to_agent.bytes()) / CHUNK_LEN;
+        let most = self.shape.tuning.total_buffer / CHUNK_LEN + 4 * self.sessions.len() + on_its_way + orphaned;
+        let chunks = self.mem.chunks.in_use();
+        assert!(chunks <= most, "{chunks} chunks in use, {most} at most");
     }
 
     fn check_agent(&self, index: usize) {
@@ -81,6 +91,9 @@ impl World {
 
     fn check_status(&self) {
         for link in self.plane.status() {
+            let paused =
+                self.agents.iter().any(|agent| agent.vm == link.vm && agent.socket.open && agent.socket.paused);
+            assert_eq!(link.blocked_by.is_some(), paused, "blocked in the status of VM {}", link.vm);
             for session in link.sessions {
                 let client = &self.clients[self.seqs[&session.io_base]];
                 assert!(!client.reported_ended, "a session that ended has a status");
@@ -92,10 +105,36 @@ impl World {
         }
     }
 
+    /// Sessions of a send whose agent and whose client are paused.
+    pub(crate) fn held_back(&self, send: &SendOp) -> Vec<(usize, bool, bool)> {
+        let paused = |&(client, _): &(usize, usize)| {
+            let held = &self.clients[client];
+            (client, self.agents[held.agent].socket.paused, held.socket.paused)
+        };
+        send.shares.iter().map(paused).collect()
+    }
+
+    /// Who was paused and is read again after a send owes half of its bound at most, or nothing whole.
+    pub(crate) fn check_released(&self, at: At, held: &[(usize, bool, bool)]) {
+        for &(index, agent_paused, client_paused) in held {
+            let client = &self.clients[index];
+            let agent = &self.agents[client.agent];
+            if matches!(at, At::Client(_)) && agent_paused && !agent.socket.paused && client.hears {
+                let (owed, most) = (&client.to_client, self.shape.tuning.session_buffer / 2);
+                assert!(owed.whole() == 0 || owed.owed() <= most, "client {index} is owed too much to go on");
+            }
+            if matches!(at, At::Agent(_)) && client_paused && !client.socket.paused {
+                let owed = &client.to_agent;
+                assert!(owed.whole() == 0 || owed.owed() <= TO_AGENT_BUFFER / 2, "client {index} owes too much");
+            }
+        }
+    }
+
     /// Nothing happens any more: everything that could be delivered was.
     pub(crate) fn check_rest(&mut self) {
         for at in self.open_peers() {
             let socket = self.socket(at);
+            assert!(!socket.closed, "{at:?} is gone and nobody noticed");
             assert!(!socket.paused || socket.ended, "{at:?} is paused for ever");
             assert!(socket.inbox.is_empty() && !socket.starved, "{at:?} is not received from");
             assert!(socket.send.is_none() && socket.arrived.is_empty(), "{at:?} has completions at rest");
@@ -104,6 +143,8 @@ impl World {
             assert_eq!(client.to_client.whole(), 0, "client {index} is still owed output");
             assert_eq!(client.to_agent.whole(), 0, "client {index}'s agent is still owed input");
             assert!(client.socket.open, "client {index} is closed and its session has not ended");
+            assert!(!client.socket.closed, "client {index} left and nobody noticed");
+            assert!(!self.agents[client.agent].doomed, "client {index} outlives its agent and is owed nothing");
         }
         assert!(self.orphans.is_empty() && self.mem.leases.refs() == 0, "receive buffers held at rest");
     }

@@ -35,7 +35,7 @@ impl World {
     }
 
     /// Opens what is missing, now and then.
-    fn populate(&mut self) {
+    pub(crate) fn populate(&mut self) {
         let live: Vec<usize> = (0..self.agents.len()).filter(|&index| self.agents[index].socket.open).collect();
         if live.is_empty() || (live.len() < self.shape.agents && self.random.percent(10)) {
             self.open_agent();

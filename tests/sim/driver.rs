@@ -118,6 +118,7 @@ impl World {
                 assert!(agent.reported_blocked, "unblocked, and was not blocked");
                 agent.reported_blocked = false;
             }
+            other => panic!("no session here has a token: {other:?}"),
         }
     }
 

@@ -154,6 +154,13 @@ impl Leases for SimLeases {
         &lease.data[range]
     }
 
+    fn bytes_mut(&mut self, direction: Direction, buf: u16, range: Range<usize>) -> &mut [u8] {
+        let lease = &mut self.groups[index(direction)].bufs[usize::from(buf)];
+        assert!(lease.refs > 0, "buffer {buf} written by somebody who does not hold it");
+        assert!(range.end <= lease.fill, "buffer {buf} written behind what was received");
+        &mut lease.data[range]
+    }
+
     fn retain(&mut self, direction: Direction, buf: u16) {
         let lease = self.groups[index(direction)].buf(buf);
         assert!(lease.refs > 0, "buffer {buf} retained by somebody who does not hold it");

@@ -197,6 +197,10 @@ impl World {
             }
             let at = self.random.pick(&ready);
             self.reap_one(at);
+            // Orders of the coordinator come between completions: identifiers are reused before the turn ends.
+            if !self.healed && self.random.percent(5) {
+                self.populate();
+            }
         }
         for at in self.open_peers() {
             if self.socket(at).is_trying() {
@@ -276,10 +280,12 @@ impl World {
         self.note(Step::Sent(at, sent.clone()));
         self.expect_sent(at, &send, &sent);
         let peer = self.peer(at);
+        let held = self.held_back(&send);
         if !self.saboteur.strikes(Crime::LoseSent) {
             self.plane.sent(&mut self.mem, peer, sent);
         }
         self.carry_out(at);
+        self.check_released(at, &held);
         if !self.saboteur.strikes(Crime::KeepSent) {
             self.release(&send);
         }

@@ -36,7 +36,7 @@ type ShardNumber = (&'static str, &'static str, fn(&ShardStatus) -> u64);
 /// A number of a shard that has a direction: name, help, to clients, to agents.
 type DirectedNumber = (&'static str, &'static str, fn(&ShardStatus) -> (u64, u64));
 
-const DAEMON_COUNTERS: [DaemonNumber; 9] = [
+const DAEMON_COUNTERS: [DaemonNumber; 10] = [
     ("clients_accepted", "Client connections accepted", |s| s.counters.clients_accepted),
     ("clients_faulty", "Client connections ended for breaking the protocol", |s| s.counters.clients_faulty),
     ("requests_ok", "Requests answered with success", |s| s.counters.requests_ok),
@@ -44,6 +44,7 @@ const DAEMON_COUNTERS: [DaemonNumber; 9] = [
     ("vms_added", "VMs registered", |s| s.counters.vms_added),
     ("vms_lost", "VMs that ended without bye", |s| s.counters.vms_lost),
     ("sessions_opened", "Sessions allocated", |s| s.counters.sessions_opened),
+    ("shims_lost", "Shims that left without giving their token up", |s| s.counters.shims_lost),
     ("commands_overdue", "Commands whose agent did not answer in time", |s| s.counters.commands_overdue),
     ("cpu_microseconds", "CPU time used, user and system", |s| s.cpu_us),
 ];

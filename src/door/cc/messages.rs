@@ -1,66 +1,28 @@
-//! The proxy socket's door: protocol 1 clients, one task each, one request at a time.
+//! Protocol 1 on the proxy socket: one request at a time, one response each.
 //!
-//! A client that sends slowly, or does not read its responses, holds up its own task and nothing else. The asymmetry
-//! to know: a response is written whole before the next request is looked at, and allocateIO's descriptor leaves in a
-//! sendmsg of its own behind it.
+//! The asymmetry to know: a response is written whole before the next request is looked at, and allocateIO's
+//! descriptor leaves in a sendmsg of its own behind it.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
-use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::io::{AsyncWriteExt, Interest};
-use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
-use tracing::{debug, info, warn};
+use tokio::net::UnixStream;
+use tracing::info;
 
+use super::{End, receive};
 use crate::coordinator::{Coordinator, RequestError, VmRef};
 use crate::limits::CC1_MESSAGE_MAX;
-use crate::os::fds::{PeerCredentials, peer_credentials, send_with_fd};
-use crate::wire::DecodeError;
+use crate::os::fds::{PeerCredentials, send_with_fd};
 use crate::wire::cc1::{self, AllocateIo, ContainerRef, Decoder, FD_BYTE, Hello, Hyper, Request, Response};
 
-/// Pause after a failed accept: out of descriptors is not cured by trying at once.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// Accepts clients for ever, at most `clients` at once; more wait in the backlog.
-pub async fn serve(listener: UnixListener, coordinator: Coordinator, clients: usize) {
-    let places = Arc::new(Semaphore::new(clients));
-    loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let coordinator = coordinator.clone();
-                tokio::task::spawn_local(async move {
-                    Connection::serve(stream, coordinator).await;
-                    drop(place);
-                });
-            }
-            Err(error) => {
-                warn!(%error, "cannot accept a client; trying again in {ACCEPT_PAUSE:?}");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
-}
-
-/// Why a connection ended.
-#[derive(Debug, thiserror::Error)]
-enum End {
-    /// The client closed.
-    #[error("closed by the client")]
-    Closed,
-    /// The client broke the protocol.
-    #[error("protocol broken by the client: {0}")]
-    Fault(#[from] DecodeError),
-    /// The client speaks a protocol this daemon does not.
-    #[error("the client speaks protocol 2, which this daemon does not serve")]
-    Protocol2,
-    /// The socket failed.
-    #[error("{0}")]
-    Io(#[from] io::Error),
+/// Serves a client whose first bytes are `bytes`, to its end.
+pub(super) async fn serve(stream: UnixStream, coordinator: Coordinator, peer: PeerCredentials, bytes: &[u8]) -> End {
+    let mut decoder = Decoder::new(CC1_MESSAGE_MAX);
+    decoder.push(bytes);
+    Connection { stream, coordinator, peer, vm: None, has_left: false }.run(decoder).await
 }
 
 /// One client.
@@ -70,40 +32,23 @@ struct Connection {
     coordinator: Coordinator,
     peer: PeerCredentials,
     vm: Option<VmRef>,
+    /// It left without waiting for an answer; what it asked before that is still done.
+    has_left: bool,
 }
 
 /// A response, and the descriptor that follows it.
 type Answer = (Response, Option<OwnedFd>);
 
 impl Connection {
-    async fn serve(stream: UnixStream, coordinator: Coordinator) {
-        let peer = match peer_credentials(stream.as_fd()) {
-            Ok(peer) => peer,
-            Err(error) => return warn!(%error, "a client without credentials was turned away"),
-        };
-        coordinator.count(|counters| counters.clients_accepted += 1);
-        coordinator.client_count(1);
-        let mut connection = Connection { stream, coordinator, peer, vm: None };
-        let (pid, uid) = (peer.pid, peer.uid);
-        match connection.run().await {
-            End::Closed => debug!(pid, uid, "client closed"),
-            End::Io(error) => debug!(pid, uid, %error, "client lost"),
-            end @ (End::Fault(_) | End::Protocol2) => {
-                connection.coordinator.count(|counters| counters.clients_faulty += 1);
-                warn!(pid, uid, "connection ended: {end}");
-            }
-        }
-        connection.coordinator.client_count(-1);
-    }
-
-    async fn run(&mut self) -> End {
-        let mut decoder = Decoder::new(CC1_MESSAGE_MAX);
+    async fn run(&mut self, mut decoder: Decoder) -> End {
         loop {
             let request = match decoder.next_message::<Request>() {
                 Ok(Some(request)) => request,
-                Ok(None) => match self.receive(&mut decoder).await {
-                    Ok(()) => continue,
-                    Err(end) => return end,
+                Ok(None) => match receive(&self.stream, |bytes| decoder.push(bytes)).await {
+                    Ok(0) if decoder.pending() == 0 => return End::Closed,
+                    Ok(0) => return End::Truncated,
+                    Ok(_) => continue,
+                    Err(error) => return error.into(),
                 },
                 Err(fault) => return fault.into(),
             };
@@ -115,31 +60,12 @@ impl Connection {
             if !response.success {
                 info!(pid = self.peer.pid, request = request.id, error = response.error, "request refused");
             }
-            if let Err(error) = self.respond(&response, fd).await {
-                return error.into();
+            match self.respond(&response, fd).await {
+                Ok(()) => {}
+                Err(error) if is_left(&error) => self.has_left = true,
+                Err(error) => return error.into(),
             }
         }
-    }
-
-    /// Receives more bytes. Nothing is allocated for a client that is silent.
-    async fn receive(&mut self, decoder: &mut Decoder) -> Result<(), End> {
-        let mut buffer = [0; 4096];
-        let n = loop {
-            self.stream.readable().await?;
-            match self.stream.try_read(&mut buffer) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                read => break read?,
-            }
-        };
-        if n == 0 {
-            return Err(End::Closed);
-        }
-        // The first bytes of a connection tell the protocols apart: a protocol 1 length is below 128 KiB.
-        if decoder.pending() == 0 && buffer[..n].starts_with(&[0, 2]) {
-            return Err(End::Protocol2);
-        }
-        decoder.push(&buffer[..n]);
-        Ok(())
     }
 
     async fn answer(&mut self, request: &Request) -> Answer {
@@ -196,10 +122,18 @@ impl Connection {
     }
 
     async fn respond(&mut self, response: &Response, fd: Option<OwnedFd>) -> io::Result<()> {
+        if self.has_left {
+            return Ok(());
+        }
         self.stream.write_all(&cc1::encode(response)).await?;
         let Some(fd) = fd else { return Ok(()) };
         self.stream.async_io(Interest::WRITABLE, || send_with_fd(self.stream.as_fd(), FD_BYTE, fd.as_fd())).await
     }
+}
+
+/// Whether a failed write means that nobody is there any more.
+fn is_left(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
 }
 
 /// What a client is told.

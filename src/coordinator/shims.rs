@@ -1,0 +1,476 @@
+//! Protocol 2's side of the control plane: tokens, shims and the processes they belong to.
+//!
+//! Waits are waits of one request: nothing is locked meanwhile, so any number of processes start at once. The
+//! asymmetry to know: a process waits for its shim before it starts, a shim's input and signals wait for the process
+//! after it connected.
+
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout_at};
+use tracing::{debug, info, warn};
+
+use super::registry::{RequestError, VmRef, VmState};
+use super::tokens::{Progress, Target, TokenEntry};
+use super::{Coordinator, out_of};
+use crate::limits::{MESSAGES_BUFFER, SESSIONS_PER_VM, SHIM_PATIENCE_SECS, TOKENS_PER_REQUEST};
+use crate::os::fds::PeerCredentials;
+use crate::relay::{self, Gone};
+use crate::shard::{Order, TokenOrder};
+use crate::wire::cc2::{self, Frame, Kind, SessionToken, Signal, TOKEN_LEN};
+use crate::wire::hyper::{
+    Code, KillContainer, MESSAGE_HEADER_LEN, Message, ProcessEvent, SignalProcess, StreamSeq, WinSize,
+};
+use crate::wire::process::{self, StartCommand};
+
+/// How long a start waits for a shim, and a shim for a start.
+const PATIENCE: Duration = Duration::from_secs(SHIM_PATIENCE_SECS);
+/// The first agents' API that can signal any process.
+const API_SIGNALS: u32 = 4_244;
+
+const SIGKILL: i64 = 9;
+const SIGTERM: i64 = 15;
+const SIGWINCH: i64 = 28;
+
+/// A shim's connection on its shard, as its door sees it.
+#[derive(Debug)]
+pub struct ShimLink {
+    base: StreamSeq,
+    connection: u64,
+    messages: mpsc::Receiver<Frame>,
+}
+
+impl ShimLink {
+    /// The next thing it sent that is not input; `None` when it is gone.
+    pub async fn next_message(&mut self) -> Option<Frame> {
+        self.messages.recv().await
+    }
+}
+
+impl Coordinator {
+    /// Makes `count` sessions with tokens for a VM.
+    ///
+    /// # Errors
+    /// What the client is told.
+    pub async fn tokens(&self, vm: &VmRef, count: i64) -> Result<Option<Vec<String>>, RequestError> {
+        let mut made = Vec::new();
+        {
+            let mut registry = self.0.registry.borrow_mut();
+            let mut tokens = self.0.tokens.borrow_mut();
+            let (shard, had) = registry.usable(vm).map(|vm| (vm.shard, vm.tokens))?;
+            let room = i64::try_from(SESSIONS_PER_VM.saturating_sub(had)).unwrap_or(i64::MAX);
+            let most = room.min(TOKENS_PER_REQUEST);
+            if !(0..=most).contains(&count) {
+                return Err(RequestError::Tokens { asked: count, most });
+            }
+            for _ in 0..count {
+                let token = random_token()?;
+                let base = registry.sequences(2)?;
+                tokens.add(token, base, vm.key, shard);
+                made.push((shard, base, token));
+            }
+            registry.usable(vm)?.tokens += made.len();
+        }
+        self.count(|counters| counters.sessions_opened += made.len() as u64);
+        for &(shard, base, _) in &made {
+            self.post(shard, Order::OpenToken { vm: vm.key, base }).await;
+        }
+        let texts: Vec<String> = made.iter().map(|(_, _, token)| token.to_string()).collect();
+        Ok((!texts.is_empty()).then_some(texts))
+    }
+
+    /// Makes a VM invisible; its processes go on, and so do its channels until nobody could miss them.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub async fn unregister(&self, id: &str) -> Result<(), RequestError> {
+        let vm = self.0.registry.borrow().find(id)?;
+        self.0.registry.borrow_mut().hide(vm.key);
+        info!(vm = id, "VM unregistered; its processes go on");
+        self.close_if_unused(vm.key).await;
+        Ok(())
+    }
+
+    /// Closes a VM without a name that nobody could miss.
+    async fn close_if_unused(&self, key: u64) {
+        let closed = {
+            let mut registry = self.0.registry.borrow_mut();
+            let is_hidden = registry.hidden.contains_key(&key);
+            let goes = is_hidden && !self.0.tokens.borrow().is_used(key);
+            if goes { registry.remove(key) } else { None }
+        };
+        if let Some(vm) = closed {
+            self.post(vm.shard, Order::CloseLink { vm: key }).await;
+        }
+    }
+
+    /// Logs what a VM's console prints, line by line.
+    pub fn watch_console(&self, vm: &VmRef, path: &str, client: PeerCredentials) {
+        let (coordinator, vm, path) = (self.clone(), vm.clone(), path.to_owned());
+        tokio::task::spawn_local(async move {
+            let deadline = Instant::now() + coordinator.0.settings.deadline;
+            match coordinator.connect(&vm, &path, client, deadline).await {
+                Ok(stream) => super::console::log_lines(&vm.id, stream).await,
+                Err(error) => warn!(vm = vm.id, %error, "the VM's console cannot be read"),
+            }
+        });
+    }
+
+    /// Moves a connection to the shard of the token it claims. `unparsed` are bytes it sent behind ConnectShim,
+    /// `reply` what it is owed.
+    ///
+    /// # Errors
+    /// What the client is told; the connection is given back.
+    pub async fn connect_shim(
+        &self,
+        token: &str,
+        stream: UnixStream,
+        unparsed: Vec<u8>,
+        reply: Vec<u8>,
+    ) -> Result<ShimLink, (RequestError, UnixStream)> {
+        let (sender, messages) = mpsc::channel(MESSAGES_BUFFER);
+        let claimed = {
+            let mut tokens = self.0.tokens.borrow_mut();
+            tokens.find(token).and_then(|base| Ok((base, tokens.claim(base, token, sender)?)))
+        };
+        let (base, connection) = match claimed {
+            Ok(claimed) => claimed,
+            Err(error) => return Err((error, stream)),
+        };
+        let fd = match super::into_blocking(stream) {
+            Ok(fd) => fd,
+            Err(error) => {
+                // The socket is lost with the attempt; its client sees it close and comes back.
+                self.0.tokens.borrow_mut().unclaim(base, connection);
+                warn!(session = base.0, %error, "a shim's socket cannot be moved");
+                let (sender, messages) = mpsc::channel(1);
+                drop(sender);
+                return Ok(ShimLink { base, connection, messages });
+            }
+        };
+        debug!(session = base.0, connection, "shim connected");
+        self.connect_on_shard(base, connection, fd, unparsed, reply).await;
+        Ok(ShimLink { base, connection, messages })
+    }
+
+    async fn connect_on_shard(&self, base: StreamSeq, connection: u64, fd: OwnedFd, unparsed: Vec<u8>, reply: Vec<u8>) {
+        self.tell(base, TokenOrder::Connect { connection, fd, unparsed, reply }).await;
+    }
+
+    /// Tells a session's shard something about it.
+    async fn tell(&self, base: StreamSeq, order: TokenOrder) {
+        let shard = self.0.tokens.borrow_mut().entry(base).map(|entry| entry.shard);
+        if let Some(shard) = shard {
+            self.post(shard, Order::Token(base, order)).await;
+        }
+    }
+
+    /// A shim's message has been dealt with; `reply` goes to it.
+    pub async fn answer(&self, shim: &ShimLink, reply: Vec<u8>) {
+        self.tell(shim.base, TokenOrder::Answer { connection: shim.connection, reply }).await;
+    }
+
+    /// Ends a shim's connection by its own fault; the token is free again.
+    pub async fn fault(&self, shim: &ShimLink, why: crate::wire::DecodeError) {
+        let why = Gone::Fault(why);
+        self.tell(shim.base, TokenOrder::Drop { connection: shim.connection, why }).await;
+    }
+
+    /// A shim gives its token up: `reply` goes to it, then the session ends.
+    pub async fn disconnect_shim(&self, shim: &ShimLink, reply: Vec<u8>) {
+        self.tell(shim.base, TokenOrder::Release { reply }).await;
+    }
+
+    /// Forwards a hyperstart command; one that starts a process gets its session's sequences.
+    ///
+    /// # Errors
+    /// What the client is told.
+    pub async fn hyper_with_tokens(&self, vm: &VmRef, command: cc2::Hyper) -> Result<Vec<u8>, RequestError> {
+        let cc2::Hyper { hyper_name: name, tokens, data } = command;
+        let first = match Code::from_name(&name) {
+            None => return Err(RequestError::UnknownCommand(name)),
+            Some(Code::NewContainer) => true,
+            Some(Code::ExecCmd) => false,
+            Some(_) if !tokens.is_empty() => return Err(RequestError::NeedlessTokens { name, count: tokens.len() }),
+            Some(_) => {
+                let payload = data.map(|data| data.get().as_bytes().to_vec()).unwrap_or_default();
+                return self.hyper(vm, &name, payload).await;
+            }
+        };
+        match tokens.as_slice() {
+            [] => {
+                let base = self.tokenless(vm)?;
+                let command = process::assign(data.as_deref(), base.0)?;
+                self.hyper(vm, &name, command.payload).await
+            }
+            [token] => {
+                let base = self.0.tokens.borrow().find(token)?;
+                let command = process::assign(data.as_deref(), base.0)?;
+                self.start(vm, &name, base, token, command, first).await
+            }
+            several => Err(RequestError::ManyTokens(several.len())),
+        }
+    }
+
+    /// The sequences of a VM's processes without a token.
+    fn tokenless(&self, vm: &VmRef) -> Result<StreamSeq, RequestError> {
+        let mut registry = self.0.registry.borrow_mut();
+        if let Some(base) = registry.usable(vm)?.tokenless {
+            return Ok(base);
+        }
+        let base = registry.sequences(2)?;
+        registry.usable(vm)?.tokenless = Some(base);
+        Ok(base)
+    }
+
+    /// Starts a process with a token, once the token's shim is there.
+    async fn start(
+        &self,
+        vm: &VmRef,
+        name: &str,
+        base: StreamSeq,
+        token: &str,
+        command: StartCommand,
+        first: bool,
+    ) -> Result<Vec<u8>, RequestError> {
+        let len = command.payload.len() + MESSAGE_HEADER_LEN;
+        if len > self.0.settings.control_message_max {
+            return Err(RequestError::MessageTooLong(len));
+        }
+        let has_shim = |entry: &TokenEntry| (entry.claim.is_some()).then_some(());
+        let waited = self.wait_for(base, has_shim).await;
+        waited.map_err(|Waited| RequestError::NoShim(token.to_owned()))?;
+        {
+            let mut tokens = self.0.tokens.borrow_mut();
+            let entry = tokens.entry(base).filter(|entry| entry.vm == vm.key);
+            let entry = entry.ok_or_else(|| RequestError::UnknownToken(token.to_owned()))?;
+            if entry.progress != Progress::Waiting {
+                return Err(RequestError::TokenUsed(token.to_owned()));
+            }
+            let StartCommand { container, process, .. } = &command;
+            let target = Target { container: container.clone(), process: process.clone(), first };
+            tokens.set(base, Progress::Starting(target));
+        }
+        let answer = self.hyper(vm, name, command.payload).await;
+        let progress = {
+            let mut tokens = self.0.tokens.borrow_mut();
+            match tokens.entry(base).map(|entry| entry.progress.clone()) {
+                Some(Progress::Starting(target)) if answer.is_ok() => Progress::Running(target),
+                _ => Progress::Waiting,
+            }
+        };
+        self.0.tokens.borrow_mut().set(base, progress);
+        if answer.is_ok() {
+            self.tell(base, TokenOrder::Started { terminal: command.terminal }).await;
+        }
+        answer
+    }
+
+    /// Waits until `look` finds what it looks for in a session's entry.
+    async fn wait_for<T>(&self, base: StreamSeq, look: impl Fn(&TokenEntry) -> Option<T>) -> Result<T, Waited> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let changed = match self.0.tokens.borrow_mut().entry(base) {
+                None => return Err(Waited),
+                Some(entry) => match look(entry) {
+                    Some(found) => return Ok(found),
+                    None => std::rc::Rc::clone(&entry.changed),
+                },
+            };
+            timeout_at(deadline, changed.notified()).await.map_err(|_| Waited)?;
+        }
+    }
+
+    /// Signals a shim's process. Returns whole frames for the shim that come before the response.
+    ///
+    /// # Errors
+    /// What the client is told; [`RequestError::NotStarted`] ends the connection.
+    pub async fn signal(&self, shim: &ShimLink, signal: &Signal) -> Result<Vec<u8>, RequestError> {
+        let number = signal.signal_number;
+        if !(1..=64).contains(&number) {
+            return Err(RequestError::SignalNumber(number));
+        }
+        let size = (u16::try_from(signal.rows).unwrap_or(0), u16::try_from(signal.columns).unwrap_or(0));
+        if number == SIGWINCH && (size.0 == 0 || size.1 == 0) {
+            return Err(RequestError::WindowSize);
+        }
+        if (number == SIGKILL || number == SIGTERM) && self.cancel(shim.base) {
+            return Ok(cc2::encode(Kind::Notification(cc2::PROCESS_EXITED), &[0]));
+        }
+        let running = |entry: &TokenEntry| match &entry.progress {
+            Progress::Running(target) => Some((entry.vm, Some(target.clone()))),
+            Progress::Cancelled => Some((entry.vm, None)),
+            Progress::Waiting | Progress::Starting(_) => None,
+        };
+        let found = self.wait_for(shim.base, running).await;
+        let Ok((key, target)) = found else {
+            let why = Gone::TooLate;
+            self.tell(shim.base, TokenOrder::Drop { connection: shim.connection, why }).await;
+            return Err(RequestError::NotStarted);
+        };
+        let target = target.ok_or(RequestError::NotStarted)?;
+        let vm = self.reference(key)?;
+        let (name, payload) = if number == SIGWINCH {
+            ("winsize", self.window_size(&vm, shim.base, target, size).await?)
+        } else {
+            self.signal_command(&vm, target, i32::try_from(number).unwrap_or(0)).await?
+        };
+        self.hyper(&vm, name, payload).await?;
+        Ok(Vec::new())
+    }
+
+    /// Ends a session whose process has not started, so that it never will. `false` when it has.
+    fn cancel(&self, base: StreamSeq) -> bool {
+        let mut tokens = self.0.tokens.borrow_mut();
+        let waits = tokens.entry(base).is_some_and(|entry| entry.progress == Progress::Waiting);
+        if waits {
+            tokens.set(base, Progress::Cancelled);
+        }
+        waits
+    }
+
+    fn reference(&self, key: u64) -> Result<VmRef, RequestError> {
+        let mut registry = self.0.registry.borrow_mut();
+        let (id, _) = registry.by_key(key).ok_or_else(|| RequestError::Unknown(format!("#{key}")))?;
+        Ok(VmRef { key, id: id.to_owned() })
+    }
+
+    async fn window_size(
+        &self,
+        vm: &VmRef,
+        base: StreamSeq,
+        target: Target,
+        (row, column): (u16, u16),
+    ) -> Result<Vec<u8>, RequestError> {
+        // Agents of either age take no member they do not know.
+        let size = if self.api(vm).await? >= API_SIGNALS && !target.process.is_empty() {
+            WinSize { container: target.container, process: target.process, row, column, ..WinSize::default() }
+        } else {
+            WinSize { seq: base.0, row, column, ..WinSize::default() }
+        };
+        Ok(json(&size))
+    }
+
+    async fn signal_command(
+        &self,
+        vm: &VmRef,
+        target: Target,
+        signal: i32,
+    ) -> Result<(&'static str, Vec<u8>), RequestError> {
+        if target.first {
+            return Ok(("killcontainer", json(&KillContainer { container: target.container, signal })));
+        }
+        let api = self.api(vm).await?;
+        if api < API_SIGNALS || target.process.is_empty() {
+            return Err(RequestError::CannotSignal(api));
+        }
+        let Target { container, process, .. } = target;
+        Ok(("signalprocess", json(&SignalProcess { container, process, signal })))
+    }
+
+    /// The version of hyperstart's API a VM's agent has; 0 for one that does not say.
+    async fn api(&self, vm: &VmRef) -> Result<u32, RequestError> {
+        if let Some(api) = self.0.registry.borrow_mut().usable(vm)?.api {
+            return Ok(api);
+        }
+        let answer = self.hyper(vm, Code::Version.name(), Vec::new()).await?;
+        let api = answer.first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes));
+        self.0.registry.borrow_mut().usable(vm)?.api = Some(api);
+        Ok(api)
+    }
+
+    /// The agent reported something of its own accord.
+    pub(super) async fn agent_event(&self, vm: u64, event: Message) {
+        let parsed: Option<ProcessEvent> = serde_json::from_slice(&event.payload).ok();
+        let Some(ProcessEvent { container, process, event, status }) = parsed else {
+            return warn!(vm, code = event.code, "skipped an event of the agent that is no event");
+        };
+        if event != "finished" {
+            return debug!(vm, event, "skipped an event of the agent");
+        }
+        let base = self.0.tokens.borrow().of_process(vm, &container, &process);
+        if let Some(base) = base {
+            // A shell's view of a status: its low eight bits.
+            let status = status.to_le_bytes()[0];
+            self.tell(base, TokenOrder::Exited { status }).await;
+        }
+    }
+
+    /// What a shard reports of sessions with a token.
+    pub(super) async fn take_token_report(&self, report: relay::Report) {
+        match report {
+            relay::Report::ShimMessage { base, connection, frame } => {
+                let mut tokens = self.0.tokens.borrow_mut();
+                let claim = tokens.entry(base).and_then(|entry| entry.claim.as_ref());
+                if let Some((_, messages)) = claim.filter(|(current, _)| *current == connection) {
+                    // The shard lets no more be under way than the queue holds.
+                    let _ = messages.try_send(frame);
+                }
+            }
+            relay::Report::ShimGone { base, connection, why, at_risk } => {
+                self.0.tokens.borrow_mut().unclaim(base, connection);
+                self.count(|counters| counters.shims_lost += 1);
+                if why.is_fault() {
+                    warn!(session = base.0, connection, %why, "shim's connection ended by its own fault");
+                } else {
+                    info!(session = base.0, connection, %why, at_risk, "shim gone without disconnecting");
+                }
+                let vm = self.0.tokens.borrow_mut().entry(base).map(|entry| entry.vm);
+                if let Some(vm) = vm {
+                    self.close_if_unused(vm).await;
+                }
+            }
+            relay::Report::InputWaits { base, connection } => {
+                let coordinator = self.clone();
+                tokio::task::spawn_local(async move { coordinator.watch_input(base, connection).await });
+            }
+            _ => {}
+        }
+    }
+
+    /// Ends a connection whose input waits for a process that does not start.
+    async fn watch_input(&self, base: StreamSeq, connection: u64) {
+        let running = |entry: &TokenEntry| match entry.progress {
+            Progress::Running(_) => Some(()),
+            _ => None,
+        };
+        if self.wait_for(base, running).await.is_err() {
+            self.tell(base, TokenOrder::Drop { connection, why: Gone::TooLate }).await;
+        }
+    }
+
+    /// A session has ended: its token is nobody's any more.
+    pub(super) async fn forget_token(&self, base: StreamSeq) {
+        let Some(entry) = self.0.tokens.borrow_mut().remove(base) else { return };
+        let vm = entry.vm;
+        drop(entry);
+        if let Some((_, vm)) = self.0.registry.borrow_mut().by_key(vm) {
+            vm.tokens = vm.tokens.saturating_sub(1);
+        }
+        self.close_if_unused(vm).await;
+    }
+
+    /// A VM without a name died: nothing is left to keep.
+    pub(super) fn forget_if_hidden(&self, key: u64) {
+        let mut registry = self.0.registry.borrow_mut();
+        if registry.hidden.get(&key).is_some_and(|(_, vm)| matches!(vm.state, VmState::Gone(_))) {
+            registry.remove(key);
+        }
+    }
+}
+
+/// What was waited for did not come.
+#[derive(Debug)]
+struct Waited;
+
+fn random_token() -> Result<SessionToken, RequestError> {
+    let mut bytes = [0; TOKEN_LEN];
+    getrandom::fill(&mut bytes).map_err(|error| out_of(std::io::Error::other(error.to_string())))?;
+    Ok(SessionToken::new(bytes))
+}
+
+fn json<T: serde::Serialize>(payload: &T) -> Vec<u8> {
+    serde_json::to_vec(payload).expect("plain data serializes")
+}

@@ -1,0 +1,177 @@
+//! Tokens, the sessions they name, and how far their processes are. Pure.
+//!
+//! A token is claimed by one connection at a time and used by one process ever. The asymmetry to know: the shard
+//! owns the session and its bytes; here is only what commands need to know, and it is forgotten when the shard says
+//! that the session has ended.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use tokio::sync::{Notify, mpsc};
+
+use super::registry::RequestError;
+use crate::wire::cc2::{Frame, SessionToken};
+use crate::wire::hyper::StreamSeq;
+
+/// How far a session's process is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// None was started.
+    Waiting,
+    /// The agent has been asked to start it.
+    Starting(Target),
+    /// It runs, or ran.
+    Running(Target),
+    /// It was signalled to death before it started, and will not start.
+    Cancelled,
+}
+
+/// Whom a signal is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Target {
+    pub(super) container: String,
+    pub(super) process: String,
+    /// It is its container's first process.
+    pub(super) first: bool,
+}
+
+/// One session with a token.
+#[derive(Debug)]
+pub(super) struct TokenEntry {
+    pub(super) token: SessionToken,
+    pub(super) vm: u64,
+    pub(super) shard: usize,
+    /// The connection that has claimed it, and where its messages go.
+    pub(super) claim: Option<(u64, mpsc::Sender<Frame>)>,
+    pub(super) progress: Progress,
+    /// Told whenever `claim` or `progress` changes, or the entry goes.
+    pub(super) changed: Rc<Notify>,
+}
+
+/// All of them.
+#[derive(Debug, Default)]
+pub(super) struct Tokens {
+    by_base: HashMap<u64, TokenEntry>,
+    bases: HashMap<SessionToken, u64>,
+    next_connection: u64,
+}
+
+impl Tokens {
+    pub(super) fn add(&mut self, token: SessionToken, base: StreamSeq, vm: u64, shard: usize) {
+        let changed = Rc::new(Notify::new());
+        let entry = TokenEntry { token, vm, shard, claim: None, progress: Progress::Waiting, changed };
+        self.by_base.insert(base.0, entry);
+        self.bases.insert(token, base.0);
+    }
+
+    /// The session a client names.
+    pub(super) fn find(&self, text: &str) -> Result<StreamSeq, RequestError> {
+        let token = SessionToken::parse(text);
+        let base = token.and_then(|token| self.bases.get(&token).copied());
+        base.map(StreamSeq).ok_or_else(|| RequestError::UnknownToken(text.to_owned()))
+    }
+
+    pub(super) fn entry(&mut self, base: StreamSeq) -> Option<&mut TokenEntry> {
+        self.by_base.get_mut(&base.0)
+    }
+
+    /// Claims a token for a new connection, whose messages go to `messages`. Returns its number.
+    pub(super) fn claim(
+        &mut self,
+        base: StreamSeq,
+        text: &str,
+        messages: mpsc::Sender<Frame>,
+    ) -> Result<u64, RequestError> {
+        self.next_connection += 1;
+        let connection = self.next_connection;
+        let entry = self.entry(base).ok_or_else(|| RequestError::UnknownToken(text.to_owned()))?;
+        if entry.claim.is_some() {
+            return Err(RequestError::TokenClaimed(text.to_owned()));
+        }
+        entry.claim = Some((connection, messages));
+        entry.changed.notify_waiters();
+        Ok(connection)
+    }
+
+    /// A connection is gone: its token is free.
+    pub(super) fn unclaim(&mut self, base: StreamSeq, connection: u64) {
+        let Some(entry) = self.entry(base) else { return };
+        if entry.claim.as_ref().is_some_and(|(claimed, _)| *claimed == connection) {
+            entry.claim = None;
+            entry.changed.notify_waiters();
+        }
+    }
+
+    pub(super) fn set(&mut self, base: StreamSeq, progress: Progress) {
+        if let Some(entry) = self.entry(base) {
+            entry.progress = progress;
+            entry.changed.notify_waiters();
+        }
+    }
+
+    /// Forgets a session.
+    pub(super) fn remove(&mut self, base: StreamSeq) -> Option<TokenEntry> {
+        let entry = self.by_base.remove(&base.0)?;
+        self.bases.remove(&entry.token);
+        entry.changed.notify_waiters();
+        Some(entry)
+    }
+
+    /// The session of a VM's process.
+    pub(super) fn of_process(&self, vm: u64, container: &str, process: &str) -> Option<StreamSeq> {
+        let is_it = |entry: &TokenEntry| match &entry.progress {
+            Progress::Starting(target) | Progress::Running(target) => {
+                entry.vm == vm && target.container == container && target.process == process
+            }
+            Progress::Waiting | Progress::Cancelled => false,
+        };
+        // Processes may share an ID one after the other; the last one started is meant.
+        self.by_base.iter().filter(|(_, entry)| is_it(entry)).map(|(&base, _)| StreamSeq(base)).max()
+    }
+
+    /// Whether a VM has sessions somebody could miss: claimed, or with a process.
+    pub(super) fn is_used(&self, vm: u64) -> bool {
+        let used = |entry: &TokenEntry| entry.claim.is_some() || !matches!(entry.progress, Progress::Waiting);
+        self.by_base.values().any(|entry| entry.vm == vm && used(entry))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn some() -> (Tokens, StreamSeq, String) {
+        let mut tokens = Tokens::default();
+        let token = SessionToken::new([7; 32]);
+        tokens.add(token, StreamSeq(3), 1, 0);
+        (tokens, StreamSeq(3), token.to_string())
+    }
+
+    #[test]
+    fn a_token_is_claimed_once_and_free_again() {
+        let (mut tokens, base, text) = some();
+        assert_eq!(tokens.find(&text).unwrap(), base);
+        assert_eq!(tokens.find("AAAA").unwrap_err().to_string(), "unknown token: AAAA");
+        let claim = |tokens: &mut Tokens| tokens.claim(base, &text, mpsc::channel(1).0);
+        let first = claim(&mut tokens).unwrap();
+        assert_eq!(claim(&mut tokens).unwrap_err().to_string(), format!("token already claimed: {text}"));
+        tokens.unclaim(base, first + 1);
+        assert!(claim(&mut tokens).is_err(), "another connection's end frees nothing");
+        tokens.unclaim(base, first);
+        assert!(claim(&mut tokens).unwrap() > first);
+        tokens.remove(base).unwrap();
+        assert!(tokens.find(&text).is_err());
+    }
+
+    #[test]
+    fn events_find_the_session_of_their_process() {
+        let (mut tokens, base, _) = some();
+        let target = Target { container: "c".into(), process: "p".into(), first: false };
+        assert_eq!(tokens.of_process(1, "c", "p"), None);
+        assert!(!tokens.is_used(1));
+        tokens.set(base, Progress::Starting(target));
+        assert_eq!(tokens.of_process(1, "c", "p"), Some(base));
+        assert_eq!(tokens.of_process(2, "c", "p"), None);
+        assert!(tokens.is_used(1) && !tokens.is_used(2));
+    }
+}

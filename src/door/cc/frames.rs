@@ -1,0 +1,248 @@
+//! Protocol 2 on the proxy socket: runtimes, and shims until and after they have a token.
+//!
+//! A connection begins here; with ConnectShim its socket moves to the session's shard, and only what is not input
+//! comes back, to be answered in order. The asymmetry to know: a bad frame ends the connection without an answer,
+//! a bad payload of a command is answered with an error.
+
+use serde::Deserialize;
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixStream;
+use tracing::{debug, error, info, warn};
+
+use super::{End, receive};
+use crate::coordinator::{Coordinator, RequestError, ShimLink, VmRef};
+use crate::os::fds::PeerCredentials;
+use crate::wire::DecodeError;
+use crate::wire::cc1::Hello;
+use crate::wire::cc2::{
+    self, AttachVm, Command, ConnectShim, Decoder, ErrorResponse, Frame, Hyper, IoBase, Kind, LogEntry, RegisterVm,
+    Registered, Signal, Stream,
+};
+
+/// Serves a client whose first bytes are `bytes`, to its end.
+pub(super) async fn serve(stream: UnixStream, coordinator: Coordinator, peer: PeerCredentials, bytes: &[u8]) -> End {
+    let mut decoder = Decoder::default();
+    decoder.push(bytes);
+    let mut client = Client { coordinator, peer, vm: None, shim: None };
+    match client.serve_runtime(stream, decoder).await {
+        Ok(()) => client.serve_shim().await,
+        Err(end) => end,
+    }
+}
+
+/// What a request came to.
+enum Outcome {
+    /// Send this payload as a success.
+    Done(Vec<u8>),
+    /// Send these frames, then a success.
+    After(Vec<u8>),
+    /// Move the connection to the shard of this token.
+    Claim(String),
+    /// Give the token up.
+    Release,
+}
+
+/// One client.
+#[derive(Debug)]
+struct Client {
+    coordinator: Coordinator,
+    peer: PeerCredentials,
+    vm: Option<VmRef>,
+    shim: Option<ShimLink>,
+}
+
+impl Client {
+    /// Serves a connection that is still here; returns when it has moved to a shard.
+    async fn serve_runtime(&mut self, mut stream: UnixStream, mut decoder: Decoder) -> Result<(), End> {
+        loop {
+            let Some(frame) = decoder.next_frame()? else {
+                match receive(&stream, |bytes| decoder.push(bytes)).await? {
+                    0 if decoder.rest().is_empty() => return Err(End::Closed),
+                    0 => return Err(End::Truncated),
+                    _ => continue,
+                }
+            };
+            let Some(command) = self.read(&frame)? else { continue };
+            let reply = match self.obey(command, &frame.payload).await {
+                Ok(Outcome::Claim(token)) => {
+                    let unparsed = decoder.rest().to_vec();
+                    match self.coordinator.connect_shim(&token, stream, unparsed, success(command, &[])).await {
+                        Ok(shim) => {
+                            self.shim = Some(shim);
+                            self.coordinator.count(|counters| counters.requests_ok += 1);
+                            return Ok(());
+                        }
+                        Err((error, back)) => {
+                            stream = back;
+                            self.refuse(command, &error)
+                        }
+                    }
+                }
+                other => self.reply(command, other),
+            };
+            match stream.write_all(&reply).await {
+                // It left without waiting for an answer; what it asked before that is still done.
+                Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
+                written => written?,
+            }
+        }
+    }
+
+    /// Serves what a shim sends besides input.
+    async fn serve_shim(&mut self) -> End {
+        loop {
+            let Some(frame) = self.next_message().await else { return End::Closed };
+            let command = match self.read(&frame) {
+                Ok(Some(command)) => command,
+                Ok(None) => {
+                    self.answer(Vec::new()).await;
+                    continue;
+                }
+                Err(fault) => {
+                    if let Some(shim) = &self.shim {
+                        self.coordinator.fault(shim, fault.clone()).await;
+                    }
+                    return fault.into();
+                }
+            };
+            let outcome = self.obey(command, &frame.payload).await;
+            let is_release = matches!(outcome, Ok(Outcome::Release));
+            let reply = self.reply(command, outcome);
+            match &self.shim {
+                Some(shim) if is_release => self.coordinator.disconnect_shim(shim, reply).await,
+                _ => self.answer(reply).await,
+            }
+        }
+    }
+
+    async fn next_message(&mut self) -> Option<Frame> {
+        self.shim.as_mut()?.next_message().await
+    }
+
+    async fn answer(&self, reply: Vec<u8>) {
+        if let Some(shim) = &self.shim {
+            self.coordinator.answer(shim, reply).await;
+        }
+    }
+
+    /// Sorts a frame: a command to obey, or something that needs no answer.
+    fn read(&self, frame: &Frame) -> Result<Option<Command>, DecodeError> {
+        match frame.kind {
+            Kind::Command(command) => Ok(Some(command)),
+            Kind::Stream(Stream::Log) => {
+                self.log(&frame.payload)?;
+                Ok(None)
+            }
+            Kind::Notification(opcode) => {
+                debug!(pid = self.peer.pid, opcode, "ignored a notification");
+                Ok(None)
+            }
+            Kind::Stream(Stream::Stdin) => Err(DecodeError::OutOfPlace("stdin before ConnectShim")),
+            Kind::Stream(_) => Err(DecodeError::OutOfPlace("output of a process")),
+            Kind::Response { .. } => Err(DecodeError::OutOfPlace("a response")),
+        }
+    }
+
+    /// Puts a client's log entry into ours.
+    fn log(&self, payload: &[u8]) -> Result<(), DecodeError> {
+        let entry: LogEntry = serde_json::from_slice(payload).map_err(|e| DecodeError::Json(e.to_string()))?;
+        let LogEntry { source, container_id: container, level, msg } = entry;
+        let pid = self.peer.pid;
+        match level.as_str() {
+            "error" => error!(pid, source, container, "{msg}"),
+            "warn" => warn!(pid, source, container, "{msg}"),
+            "info" => info!(pid, source, container, "{msg}"),
+            _ => debug!(pid, source, container, "{msg}"),
+        }
+        Ok(())
+    }
+
+    async fn obey(&mut self, command: Command, payload: &[u8]) -> Result<Outcome, Refusal> {
+        match command {
+            Command::RegisterVm => self.register(parse(payload)?).await.map(Outcome::Done),
+            Command::UnregisterVm => {
+                let named: AttachVm = parse(payload)?;
+                self.coordinator.unregister(&named.container_id).await?;
+                self.vm = None;
+                Ok(Outcome::Done(Vec::new()))
+            }
+            Command::AttachVm => {
+                let named: AttachVm = parse(payload)?;
+                let vm = self.coordinator.attach(&named.container_id)?;
+                self.attached(vm, named.num_io_streams).await.map(Outcome::Done)
+            }
+            Command::Hyper => {
+                let asked: Hyper = parse(payload)?;
+                let vm = self.vm.as_ref().ok_or(RequestError::NotAttached)?;
+                Ok(Outcome::Done(self.coordinator.hyper_with_tokens(vm, asked).await?))
+            }
+            Command::ConnectShim if self.shim.is_some() => Err(RequestError::AlreadyAShim.into()),
+            Command::ConnectShim => Ok(Outcome::Claim(parse::<ConnectShim>(payload)?.token)),
+            Command::DisconnectShim if self.shim.is_some() => Ok(Outcome::Release),
+            Command::DisconnectShim => Err(RequestError::NotAShim.into()),
+            Command::Signal => {
+                let shim = self.shim.as_ref().ok_or(RequestError::NotAShim)?;
+                let signal: Signal = parse(payload)?;
+                Ok(Outcome::After(self.coordinator.signal(shim, &signal).await?))
+            }
+        }
+    }
+
+    async fn register(&mut self, asked: RegisterVm) -> Result<Vec<u8>, Refusal> {
+        let RegisterVm { container_id, ctl_serial, io_serial, console, num_io_streams } = asked;
+        let hello = Hello { container_id, ctl_serial, io_serial };
+        let vm = self.coordinator.hello(&hello, self.peer).await?;
+        if !console.is_empty() {
+            self.coordinator.watch_console(&vm, &console, self.peer);
+        }
+        self.attached(vm, num_io_streams).await
+    }
+
+    async fn attached(&mut self, vm: VmRef, tokens: i64) -> Result<Vec<u8>, Refusal> {
+        let tokens = self.coordinator.tokens(&vm, tokens).await?;
+        self.vm = Some(vm);
+        let registered = Registered { io: IoBase { url: self.coordinator.url(), tokens } };
+        Ok(serde_json::to_vec(&registered).expect("plain data serializes"))
+    }
+
+    /// The frames that answer a command.
+    fn reply(&self, command: Command, outcome: Result<Outcome, Refusal>) -> Vec<u8> {
+        let reply = match outcome {
+            Ok(Outcome::Done(payload)) => success(command, &payload),
+            Ok(Outcome::After(mut frames)) => {
+                frames.extend(success(command, &[]));
+                frames
+            }
+            Ok(Outcome::Claim(_) | Outcome::Release) => success(command, &[]),
+            Err(Refusal(error)) => return self.refuse(command, &error),
+        };
+        self.coordinator.count(|counters| counters.requests_ok += 1);
+        reply
+    }
+
+    fn refuse(&self, command: Command, error: &dyn std::fmt::Display) -> Vec<u8> {
+        self.coordinator.count(|counters| counters.requests_failed += 1);
+        // Not the reason: it may name a token, and tokens are secrets.
+        info!(pid = self.peer.pid, ?command, "request refused");
+        let payload = serde_json::to_vec(&ErrorResponse { msg: error.to_string() }).expect("plain data serializes");
+        cc2::encode(Kind::Response { command, error: true }, &payload)
+    }
+}
+
+fn success(command: Command, payload: &[u8]) -> Vec<u8> {
+    cc2::encode(Kind::Response { command, error: false }, payload)
+}
+
+/// What a client is told.
+struct Refusal(String);
+
+impl From<RequestError> for Refusal {
+    fn from(error: RequestError) -> Refusal {
+        Refusal(error.to_string())
+    }
+}
+
+/// Parses a command's payload.
+fn parse<T: for<'de> Deserialize<'de>>(payload: &[u8]) -> Result<T, Refusal> {
+    serde_json::from_slice(payload).map_err(|error| Refusal(format!("malformed payload: {error}")))
+}

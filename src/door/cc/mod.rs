@@ -1,0 +1,115 @@
+//! The proxy socket's door: clients of both protocols, one task each, one request at a time.
+//!
+//! A connection's first two bytes tell the protocols apart: protocol 2 begins 00 02, protocol 1 with a length that is
+//! below 128 KiB. A client that sends slowly, or does not read its responses, holds up its own task and nothing
+//! else. The asymmetry to know: a protocol 2 shim leaves this thread; everybody else stays.
+
+mod frames;
+mod messages;
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tracing::{debug, warn};
+
+use crate::coordinator::Coordinator;
+use crate::os::fds::{PeerCredentials, peer_credentials};
+use crate::wire::DecodeError;
+
+/// Pause after a failed accept: out of descriptors is not cured by trying at once.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Accepts clients for ever, at most `clients` at once; more wait in the backlog.
+pub async fn serve(listener: UnixListener, coordinator: Coordinator, clients: usize) {
+    let places = Arc::new(Semaphore::new(clients));
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let coordinator = coordinator.clone();
+                tokio::task::spawn_local(async move {
+                    converse(stream, coordinator).await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                warn!(%error, "cannot accept a client; trying again in {ACCEPT_PAUSE:?}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+enum End {
+    /// The client closed, or its connection went to a shard and ended there.
+    #[error("closed by the client")]
+    Closed,
+    /// The client closed in the middle of a message.
+    #[error("closed by the client in the middle of a message")]
+    Truncated,
+    /// The client broke the protocol.
+    #[error("protocol broken by the client: {0}")]
+    Fault(#[from] DecodeError),
+    /// The socket failed.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+async fn converse(stream: UnixStream, coordinator: Coordinator) {
+    let peer = match peer_credentials(stream.as_fd()) {
+        Ok(peer) => peer,
+        Err(error) => return warn!(%error, "a client without credentials was turned away"),
+    };
+    coordinator.count(|counters| counters.clients_accepted += 1);
+    coordinator.client_count(1);
+    let PeerCredentials { pid, uid, .. } = peer;
+    match speak(stream, coordinator.clone(), peer).await {
+        End::Closed => debug!(pid, uid, "client closed"),
+        End::Io(error) => debug!(pid, uid, %error, "client lost"),
+        end @ (End::Truncated | End::Fault(_)) => {
+            coordinator.count(|counters| counters.clients_faulty += 1);
+            warn!(pid, uid, "connection ended: {end}");
+        }
+    }
+    coordinator.client_count(-1);
+}
+
+/// Finds out which protocol the client speaks, and speaks it.
+async fn speak(stream: UnixStream, coordinator: Coordinator, peer: PeerCredentials) -> End {
+    let mut first = Vec::new();
+    while first.len() < 2 {
+        match receive(&stream, |bytes| first.extend_from_slice(bytes)).await {
+            Ok(0) if first.is_empty() => return End::Closed,
+            Ok(0) => return End::Truncated,
+            Ok(_) => {}
+            Err(error) => return error.into(),
+        }
+    }
+    if first.starts_with(&[0, 2]) {
+        frames::serve(stream, coordinator, peer, &first).await
+    } else {
+        messages::serve(stream, coordinator, peer, &first).await
+    }
+}
+
+/// Receives some bytes and returns how many; 0 at the end. Nothing is allocated for a client that is silent.
+async fn receive(stream: &UnixStream, take: impl FnOnce(&[u8])) -> io::Result<usize> {
+    let mut buffer = [0; 4096];
+    loop {
+        stream.readable().await?;
+        match stream.try_read(&mut buffer) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            read => {
+                let n = read?;
+                take(&buffer[..n]);
+                return Ok(n);
+            }
+        }
+    }
+}

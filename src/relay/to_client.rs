@@ -1,0 +1,237 @@
+//! The rules towards clients: frames of an agent found, routed, owed and sent, and links held back for those that do
+//! not read.
+//!
+//! The asymmetry to know: a frame may arrive in pieces over many turns, but leaves whole; what waits for its end is
+//! out of the receive buffers by the end of the turn.
+
+use super::events::{Effect, Gone, LinkId, Peer, Report, Sending, SessionId};
+use super::frames::{Face, Step};
+use super::link::{Current, What};
+use super::plane::{Plane, after_send};
+use super::shim::Role;
+use crate::buf::{BufView, Leases, Memory};
+use crate::wire::admin::Flow;
+use crate::wire::hyper::FrameHeader;
+
+impl Plane {
+    pub(super) fn agent_received<L: Leases>(&mut self, mem: &mut Memory<L>, id: LinkId, view: BufView) {
+        let mut rest = view;
+        while rest.len > 0 {
+            let link = &mut self.links[id.0 as usize];
+            let taken = match link.reader.step::<FrameHeader>(mem.bytes(rest), self.tuning.stream_frame_max) {
+                Ok(Step::Whole(header)) => {
+                    self.whole_to_client(mem, id, header, rest.first(header.len));
+                    header.len
+                }
+                Ok(Step::Begin { header, taken }) => {
+                    self.begin_to_client(mem, id, header);
+                    taken
+                }
+                Ok(Step::Body { len }) => {
+                    self.body_to_client(mem, id, rest.first(len));
+                    len
+                }
+                Ok(Step::Skip { len }) => len,
+                Ok(Step::Kept) => return,
+                Err(fault) => return self.link_gone(mem, id, Gone::Fault(fault)),
+            };
+            rest = rest.skip(taken);
+        }
+    }
+
+    /// Counts a frame for a session and finds it; `None` when nobody wants it.
+    fn route(&mut self, id: LinkId, header: FrameHeader) -> Option<SessionId> {
+        let link = &mut self.links[id.0 as usize];
+        let Some(session) = link.routes.find(header.seq) else {
+            link.skipped += 1;
+            self.totals.skipped += 1;
+            return None;
+        };
+        let flow = Flow { frames: 1, bytes: u64::from(header.len) };
+        link.flow_to_client += flow;
+        self.totals.to_client += flow;
+        self.sessions[session.0 as usize].flow_to_client += flow;
+        self.mark_client(session);
+        Some(session)
+    }
+
+    /// Looks at what a client is owed at the end of the turn.
+    pub(super) fn mark_client(&mut self, id: SessionId) {
+        let session = &mut self.sessions[id.0 as usize];
+        if !session.dirty {
+            session.dirty = true;
+            self.dirty_clients.push(id);
+        }
+    }
+
+    fn whole_to_client<L: Leases>(&mut self, mem: &mut Memory<L>, id: LinkId, header: FrameHeader, frame: BufView) {
+        let Some(session) = self.route(id, header) else { return };
+        let owner = &mut self.sessions[session.0 as usize];
+        let (role, out) = (owner.role(header), &mut owner.to_client);
+        let payload = frame.skip(header.len - header.payload_len());
+        match role {
+            Role::Output(face) if header.len <= face.client_max() => {
+                if matches!(face, Face::Shim(_)) {
+                    mem.overwrite(frame, &face.header(header.payload_len()));
+                }
+                out.push(&mut self.arena, mem, frame, true);
+            }
+            Role::Output(face) => {
+                let max = face.client_max();
+                let mut cut = out.begin_frame(&mut self.arena, mem, face, header.payload_len(), max);
+                out.continue_frame(&mut self.arena, mem, &mut cut, payload, max);
+            }
+            Role::End => self.tell_exit(mem, session),
+            Role::Status => self.exit_status(mem, session, mem.bytes(payload)[0]),
+        }
+    }
+
+    fn begin_to_client<L: Leases>(&mut self, mem: &mut Memory<L>, id: LinkId, header: FrameHeader) {
+        self.links[id.0 as usize].current = None;
+        let Some(session) = self.route(id, header) else { return };
+        let owner = &mut self.sessions[session.0 as usize];
+        let what = match owner.role(header) {
+            Role::Output(face) => {
+                let (out, max) = (&mut owner.to_client, face.client_max());
+                What::Payload(out.begin_frame(&mut self.arena, mem, face, header.payload_len(), max))
+            }
+            Role::End => return self.tell_exit(mem, session),
+            Role::Status => What::Status,
+        };
+        if header.payload_len() > 0 {
+            self.links[id.0 as usize].current = Some(Current { session, what });
+        }
+    }
+
+    fn body_to_client<L: Leases>(&mut self, mem: &mut Memory<L>, id: LinkId, payload: BufView) {
+        let Some(Current { session, what }) = self.links[id.0 as usize].current else { return };
+        let goes_on = match what {
+            What::Payload(mut cut) => {
+                let out = &mut self.sessions[session.0 as usize].to_client;
+                let max = cut.face().client_max();
+                out.continue_frame(&mut self.arena, mem, &mut cut, payload, max);
+                self.mark_client(session);
+                (!cut.is_done()).then_some(What::Payload(cut))
+            }
+            What::Status => {
+                self.exit_status(mem, session, mem.bytes(payload)[0]);
+                None
+            }
+        };
+        self.links[id.0 as usize].current = goes_on.map(|what| Current { session, what });
+        if goes_on.is_none() {
+            self.tell_exit(mem, session);
+        }
+    }
+
+    /// Forgets what a client is owed, and its routes: nobody wants that output any more.
+    pub(super) fn end_output<L: Leases>(&mut self, mem: &mut Memory<L>, id: SessionId) {
+        self.unblock_link(id);
+        let session = &mut self.sessions[id.0 as usize];
+        session.to_client.clear(&mut self.arena, mem);
+        session.sending = Sending::Idle;
+        self.remove_routes(id);
+    }
+
+    /// Skips a session's frames from now on.
+    pub(super) fn remove_routes(&mut self, id: SessionId) {
+        let session = &self.sessions[id.0 as usize];
+        let Some(link) = session.link else { return };
+        let link = &mut self.links[link.0 as usize];
+        session.seqs().for_each(|seq| link.routes.remove(seq));
+        link.current = link.current.filter(|current| current.session != id);
+    }
+
+    pub(super) fn client_took<L: Leases>(&mut self, mem: &mut Memory<L>, id: SessionId, n: usize) {
+        self.consume_output(mem, id, n);
+        let session = &mut self.sessions[id.0 as usize];
+        session.sending = after_send(session.sending, n, session.owed());
+        let (owes, blocks) = (session.owed() > 0, session.blocks);
+        if owes {
+            self.mark_client(id);
+        }
+        if blocks && self.is_low(mem, id) {
+            self.unblock_link(id);
+        }
+        if self.is_released(id) {
+            self.gone(mem, Peer::Client(id), Gone::Ordered);
+        } else {
+            self.end_if_done(mem, id);
+        }
+    }
+
+    /// Whether a session owes its client little enough for its link to be read again. A frame that has not ended
+    /// never holds it back: only reading can end it.
+    fn is_low<L: Leases>(&self, mem: &Memory<L>, id: SessionId) -> bool {
+        let out = &self.sessions[id.0 as usize].to_client;
+        out.ready() == 0 || (out.bytes() <= self.tuning.session_buffer / 2 && !self.is_over_total(mem))
+    }
+
+    pub(super) fn unblock_link(&mut self, id: SessionId) {
+        let session = &mut self.sessions[id.0 as usize];
+        if !std::mem::take(&mut session.blocks) {
+            return;
+        }
+        let Some(link_id) = session.link else { return };
+        let link = &mut self.links[link_id.0 as usize];
+        link.blockers -= 1;
+        if link.blockers == 0 {
+            self.effects.push(Effect::Resume(Peer::Agent(link_id)));
+            self.effects.push(Effect::Report(Report::LinkUnblocked { vm: link.vm }));
+        }
+    }
+
+    pub(super) fn flush_client<L: Leases>(&mut self, mem: &mut Memory<L>, id: SessionId) {
+        let Some(session) = self.sessions.get_mut(id.0 as usize).filter(|session| session.dirty) else { return };
+        session.dirty = false;
+        if session.retains() {
+            session.to_client.settle(&mut self.arena, mem);
+            return self.block_link(mem, id, None);
+        }
+        if !session.state.has_output() {
+            return;
+        }
+        session.to_client.settle_open(&mut self.arena, mem);
+        let wait = match session.sending {
+            Sending::Trying(_) => return,
+            Sending::Waiting(_) => {
+                session.to_client.settle(&mut self.arena, mem);
+                return self.block_link(mem, id, None);
+            }
+            Sending::Idle => false,
+            Sending::Blocked => {
+                session.to_client.settle(&mut self.arena, mem);
+                true
+            }
+        };
+        let begin = self.views.len();
+        let bytes = self.plan_output(id);
+        let session = &mut self.sessions[id.0 as usize];
+        if bytes > 0 {
+            session.sending = if wait { Sending::Waiting(bytes) } else { Sending::Trying(bytes) };
+            self.effects.push(Effect::Send { peer: Peer::Client(id), views: begin..self.views.len(), wait });
+        }
+        self.block_link(mem, id, (!wait).then_some(bytes.min(self.sessions[id.0 as usize].to_client.ready())));
+    }
+
+    /// Stops reading a link when one of its clients is owed too much: behind the bytes just `tried`, so that a client
+    /// that keeps up but gets less a turn than its agent sends is bounded too, or with those that wait.
+    fn block_link<L: Leases>(&mut self, mem: &mut Memory<L>, id: SessionId, tried: Option<usize>) {
+        let over = tried.is_none() && self.is_over_total(mem);
+        let tried = tried.unwrap_or(0);
+        let session = &mut self.sessions[id.0 as usize];
+        let full = session.to_client.bytes() - tried >= self.tuning.session_buffer || over;
+        let Some(link_id) = session.link else { return };
+        if session.blocks || session.to_client.ready() == tried || !full {
+            return;
+        }
+        session.blocks = true;
+        let link = &mut self.links[link_id.0 as usize];
+        link.blockers += 1;
+        if link.blockers == 1 {
+            self.totals.blocked += 1;
+            self.effects.push(Effect::Pause(Peer::Agent(link_id)));
+            self.effects.push(Effect::Report(Report::LinkBlocked { vm: link.vm, by: session.base }));
+        }
+    }
+}

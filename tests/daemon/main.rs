@@ -1,0 +1,16 @@
+//! Tests of the daemon as it is run: the real binary in processes of its own, clients and agents at its sockets.
+
+mod bad_agents;
+mod bad_requests;
+mod bad_sessions;
+mod client;
+mod cycles;
+mod exec;
+mod guest;
+mod harness;
+mod hello;
+mod lifecycle;
+mod messages;
+mod scene;
+mod status;
+mod streams;
