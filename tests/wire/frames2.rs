@@ -117,7 +117,7 @@ fn what_is_not_yet_a_frame_is_handed_on() {
         decoder.push(&bytes[..len]);
         assert!(decoder.next_frame().expect("golden").is_some());
         assert_eq!(decoder.next_frame(), Ok(None));
-        assert_eq!(decoder.into_rest(), bytes[..len]);
+        assert_eq!(decoder.rest(), &bytes[..len]);
     }
 }
 
