@@ -14,8 +14,11 @@ pub const VM_ID_MAX: usize = 256;
 /// Ten times what any agent takes, so that the agent's own limit answers first with an error that names it.
 pub const CC1_MESSAGE_MAX: usize = 128 * 1024 - 1;
 
-/// Longest payload of a protocol 2 frame that is not stdin, stdout or stderr, bytes.
+/// Longest payload of a protocol 2 frame that is not stdin, stdout, stderr or a response, bytes.
 pub const CC2_MESSAGE_MAX: u32 = 128 * 1024;
+
+/// Longest payload of a protocol 2 response, bytes: what an agent may answer ([`CONTROL_REPLY_MAX`]).
+pub const CC2_RESPONSE_MAX: u32 = 16 * 1024 * 1024;
 
 /// Longest message on a control channel that agents of every age accept, header included.
 /// Source: hyperstart 0.7's fixed read buffer (specification of `--control-message-max`).
@@ -194,6 +197,7 @@ pub const GUEST_FLUSH_MS: u64 = 1_000;
 
 const _: () = assert!(AGENT_FRAME_DEFAULT <= AGENT_FRAME_CEILING);
 const _: () = assert!(CC1_FRAME_MAX as usize <= SEND_MAX && AGENT_FRAME_CEILING as usize <= SEND_MAX);
+const _: () = assert!(CC2_RESPONSE_MAX as usize == CONTROL_REPLY_MAX);
 const _: () = assert!(COPY_MAX < CHUNK_LEN);
 const _: () = assert!(CONTROL_MESSAGE_MAX < CC1_MESSAGE_MAX);
 const _: () =

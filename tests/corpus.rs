@@ -5,7 +5,7 @@ use std::path::Path;
 use ringway::wire::fuzzing;
 
 /// The fuzz targets, in the order of the alphabet. Each has a test below.
-const TARGETS: [&str; 3] = ["cc1_requests", "control_messages", "stream_frames"];
+const TARGETS: [&str; 5] = ["cc1_requests", "cc2_frames", "control_messages", "process_assign", "stream_frames"];
 
 /// Names in a folder of `fuzz`, sorted, without their extension.
 fn names(folder: &str) -> Vec<String> {
@@ -46,6 +46,16 @@ fn stream_frames() {
 #[test]
 fn cc1_requests() {
     run("cc1_requests", fuzzing::cc1_requests);
+}
+
+#[test]
+fn cc2_frames() {
+    run("cc2_frames", fuzzing::cc2_frames);
+}
+
+#[test]
+fn process_assign() {
+    run("process_assign", fuzzing::process_assign);
 }
 
 #[test]

@@ -9,7 +9,9 @@ mod doctor;
 mod exec;
 mod logging;
 mod pages;
+mod pump;
 mod serve;
+mod shim;
 mod show;
 mod status;
 mod vm;
@@ -39,6 +41,8 @@ pub enum Command {
     Agent(agent::Args),
     /// Run a command in a VM, with this terminal or these pipes as its own
     Exec(exec::Args),
+    /// Stand for one process of a VM on the host, for a runtime: the command line is cc-shim's
+    Shim(shim::Args),
     /// Add, remove and list VMs
     Vm(vm::Args),
     /// Show what the daemon does: VMs, sessions, queues, who is slow
@@ -97,6 +101,7 @@ pub fn run() -> ExitCode {
         Command::Serve(args) => (1, serve::run(args)),
         Command::Agent(args) => (1, agent::run(args)),
         Command::Exec(args) => (exec::FAILED, exec::run(args)),
+        Command::Shim(args) => (1, shim::run(args)),
         Command::Vm(args) => (1, vm::run(args)),
         Command::Status(args) => (1, status::run(&args)),
         Command::Doctor(args) => (1, doctor::run(&args)),

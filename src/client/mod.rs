@@ -1,8 +1,10 @@
-//! A blocking client of the daemon's protocol 1, for Rust programs and for our own subcommands.
+//! A blocking client of the daemon, for Rust programs and for our own subcommands: [`Client`] and [`Session`] speak
+//! protocol 1, [`RuntimeClient`] and [`ShimClient`] protocol 2.
 //!
-//! Owns its connection and reads exactly one response for each request; never retries and never starts threads.
-//! The asymmetry to know: reads never run ahead of the message they want, because the byte after allocateIO's
-//! response carries a descriptor, and a plain read that swallowed it would lose that.
+//! Owns its connections and reads exactly one response for each request; never retries and never starts threads.
+//! The asymmetry to know: protocol 1's reads never run ahead of the message they want, because the byte after
+//! allocateIO's response carries a descriptor, and a plain read that swallowed it would lose that. Protocol 2 passes
+//! no descriptors, so its reads take what is there.
 //!
 //! ```no_run
 //! use ringway::client::{Client, Event, Session};
@@ -31,7 +33,10 @@
 //! ```
 
 pub mod admin;
+mod runtime;
 mod session;
+mod shim;
+mod socket;
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -48,7 +53,9 @@ use crate::wire::DecodeError;
 use crate::wire::cc1;
 use crate::wire::hyper::StreamSeq;
 
+pub use runtime::RuntimeClient;
 pub use session::{Batch, Event, STDIN_PAYLOAD_MAX, Session, SessionReader, SessionWriter, Stream};
+pub use shim::{SHIM_STDIN_MAX, ShimBatch, ShimClient, ShimEvent, ShimReader, ShimWriter, Unfinished};
 
 /// What went wrong, and whose fault it is.
 #[derive(Debug, thiserror::Error)]
@@ -68,7 +75,7 @@ pub enum Error {
     /// The daemon closed the connection, or died. What was asked may or may not have happened.
     #[error("the daemon closed the connection")]
     Lost,
-    /// No answer within the time set by [`Client::set_timeout`]. The connection cannot be used further.
+    /// No answer within the time set by `set_timeout`. The connection cannot be used further.
     #[error("the daemon did not answer in time")]
     Overdue,
     /// The other end does not speak the protocol. The connection cannot be used further.
@@ -114,9 +121,7 @@ impl Client {
     /// # Errors
     /// [`Error::Connect`].
     pub fn connect(path: impl AsRef<Path>) -> Result<Client> {
-        let path = path.as_ref();
-        let connected = UnixStream::connect(path);
-        connected.map(Client::from).map_err(|reason| Error::Connect { path: path.to_path_buf(), reason })
+        socket::connect(path.as_ref()).map(Client::from)
     }
 
     /// Bounds the time each answer may take; `None`, the default, waits as long as the daemon does.
@@ -255,6 +260,7 @@ fn raw<T: Serialize + ?Sized>(data: &T) -> Result<Box<RawValue>> {
     serde_json::value::to_raw_value(data).map_err(|e| Error::Refused(format!("the command's data is no JSON: {e}")))
 }
 
+/// The daemon takes paths as JSON, hence as text.
 fn utf8_path(path: &Path) -> Result<String> {
     let text = path.to_str().ok_or_else(|| Error::Refused(format!("{} is not UTF-8", path.display())))?;
     Ok(text.to_owned())

@@ -4,7 +4,7 @@
 //! what is written is cut into frames an agent takes, what is read is handed out as it arrives, so a long frame
 //! becomes several [`Event`]s and frames have no meaning to the caller.
 
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{IoSlice, Write};
 use std::net::Shutdown;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
@@ -12,7 +12,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Error, Result};
+use super::{Error, Result, socket};
 use crate::limits;
 use crate::wire::hyper::{FRAME_HEADER_LEN, FrameHeader, StreamSeq};
 
@@ -123,7 +123,7 @@ impl SessionWriter {
                 pieces[used + 1] = IoSlice::new(payload);
                 used += 2;
             }
-            write_all_vectored(&self.socket, &mut pieces[..used])?;
+            socket::write_all_vectored(&self.socket, &mut pieces[..used])?;
         }
         Ok(())
     }
@@ -199,14 +199,7 @@ impl SessionReader {
 
     fn fill(&mut self) -> Result<bool> {
         (self.filled, self.frames.at) = (0, 0);
-        self.filled = loop {
-            match (&*self.socket).read(&mut self.buffer) {
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                // The daemon was killed with bytes of ours unread: for a reader that is the end, like a close.
-                Err(e) if e.kind() == io::ErrorKind::ConnectionReset => break 0,
-                other => break other?,
-            }
-        };
+        self.filled = socket::read_some(&self.socket, &mut self.buffer)?;
         if self.filled == 0 && self.frames.is_inside_frame() {
             return Err(Error::Lost);
         }
@@ -335,21 +328,10 @@ fn encode_header(seq: StreamSeq, payload: usize) -> [u8; FRAME_HEADER_LEN] {
     FrameHeader::for_payload(seq, u32::try_from(payload).unwrap_or(0)).encode()
 }
 
-fn write_all_vectored(mut socket: &UnixStream, mut pieces: &mut [IoSlice<'_>]) -> Result<()> {
-    while !pieces.is_empty() {
-        match socket.write_vectored(pieces) {
-            Ok(0) => return Err(Error::Lost),
-            Ok(n) => IoSlice::advance_slices(&mut pieces, n),
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e.into()),
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Read;
 
     fn frame(seq: u64, payload: &[u8]) -> Vec<u8> {
         [&encode_header(StreamSeq(seq), payload.len())[..], payload].concat()

@@ -27,6 +27,13 @@ pub fn window_size(fd: BorrowedFd<'_>) -> Option<WindowSize> {
     (size.ws_row > 0 && size.ws_col > 0).then_some(WindowSize { rows: size.ws_row, columns: size.ws_col })
 }
 
+/// The size of the terminal this process is on, if it is on one.
+pub fn own_window_size() -> Option<WindowSize> {
+    window_size(io::stdin().as_fd())
+        .or_else(|| window_size(io::stdout().as_fd()))
+        .or_else(|| window_size(io::stderr().as_fd()))
+}
+
 /// How far raw mode has come; it goes one way only.
 #[derive(Debug)]
 enum Raw {

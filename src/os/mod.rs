@@ -13,6 +13,7 @@ pub mod region;
 pub mod rlimit;
 pub mod rooted;
 pub mod serial;
+pub mod signals;
 pub mod terminal;
 pub mod usage;
 pub mod watched;

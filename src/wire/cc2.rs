@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 
 use super::DecodeError;
 use super::members::Members;
-use crate::limits::{CC2_MESSAGE_MAX, STREAM_FRAME_MAX};
+use crate::limits::{CC2_MESSAGE_MAX, CC2_RESPONSE_MAX, STREAM_FRAME_MAX};
 
 /// The version this module speaks.
 pub const VERSION: u16 = 2;
@@ -120,10 +120,12 @@ impl Kind {
         }
     }
 
-    /// The longest payload accepted, in bytes: streams of payload may be long, everything else is a message.
+    /// The longest payload accepted, in bytes: streams of payload may be long, a response may carry an agent's answer
+    /// (`readfile`), everything else is a message.
     fn payload_max(self) -> u32 {
         match self {
             Kind::Stream(Stream::Stdin | Stream::Stdout | Stream::Stderr) => STREAM_FRAME_MAX,
+            Kind::Response { .. } => CC2_RESPONSE_MAX,
             _ => CC2_MESSAGE_MAX,
         }
     }
@@ -253,7 +255,7 @@ pub struct RegisterVm {
     #[serde(skip_serializing_if = "String::is_empty")]
     pub console: String,
     /// Tokens wanted.
-    #[serde(rename = "numIOStreams")]
+    #[serde(rename = "numIOStreams", skip_serializing_if = "is_zero")]
     pub num_io_streams: i64,
 }
 
@@ -278,7 +280,7 @@ pub struct AttachVm {
     /// The VM's name.
     pub container_id: String,
     /// Tokens wanted.
-    #[serde(rename = "numIOStreams")]
+    #[serde(rename = "numIOStreams", skip_serializing_if = "is_zero")]
     pub num_io_streams: i64,
 }
 
@@ -290,20 +292,34 @@ impl<'de> Deserialize<'de> for AttachVm {
 }
 
 /// Response payload of `RegisterVM` and `AttachVM`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Registered {
     /// Where shims connect, and with what.
     pub io: IoBase,
 }
 
+impl<'de> Deserialize<'de> for Registered {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Registered, D::Error> {
+        let mut members = Members::read(deserializer, &["io"])?;
+        Ok(Registered { io: members.take("io")? })
+    }
+}
+
 /// Where shims connect, and with what.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct IoBase {
     /// `unix://` and the proxy socket's path.
     #[serde(rename = "URL")]
     pub url: String,
     /// One token per session; `null` when none were asked for.
     pub tokens: Option<Vec<String>>,
+}
+
+impl<'de> Deserialize<'de> for IoBase {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<IoBase, D::Error> {
+        let mut members = Members::read(deserializer, &["URL", "tokens"])?;
+        Ok(IoBase { url: members.take("URL")?, tokens: members.take("tokens")? })
+    }
 }
 
 /// Payload of `Hyper`.
@@ -376,10 +392,17 @@ fn is_zero(n: &i64) -> bool {
 }
 
 /// Payload of a failed response.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct ErrorResponse {
     /// What the client shows its user.
     pub msg: String,
+}
+
+impl<'de> Deserialize<'de> for ErrorResponse {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<ErrorResponse, D::Error> {
+        let mut members = Members::read(deserializer, &["msg"])?;
+        Ok(ErrorResponse { msg: members.take("msg")? })
+    }
 }
 
 /// Payload of a log stream frame.

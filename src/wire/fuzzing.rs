@@ -7,9 +7,11 @@ use std::fmt::Debug;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
 
 use super::hyper::{self, Code, FRAME_HEADER_LEN, FrameHeader, Message, MessageDecoder};
-use super::{DecodeError, cc1};
+use super::process::{self, Object, ProcessError};
+use super::{DecodeError, cc1, cc2};
 use crate::limits::CC1_FRAME_MAX;
 
 /// Bound on messages here: small, so that a fuzzer reaches it.
@@ -119,6 +121,68 @@ fn responses(data: &[u8]) {
         assert_eq!((again.success, &again.error), (response.success, &response.error));
         assert_eq!(again.data.is_some(), response.data.is_some());
     }
+}
+
+/// Protocol 2: pieces do not matter, frames survive a round trip, and so do their payloads and tokens.
+pub fn cc2_frames(data: &[u8]) {
+    let decode = |pieces| decode(pieces, cc2::Decoder::default(), cc2::Decoder::push, cc2::Decoder::next_frame);
+    let (frames, error) = decode(whole(data));
+    for pieces in [bytes(data), uneven(data)] {
+        assert_eq!(decode(pieces), (frames.clone(), error.clone()), "pieces change what is decoded");
+    }
+    let encoded: Vec<u8> = frames.iter().flat_map(|frame| cc2::encode(frame.kind, &frame.payload)).collect();
+    assert!(encoded.len() <= data.len(), "only longer headers are not written");
+    assert_eq!(decode(whole(&encoded)), (frames.clone(), None), "frames do not survive a round trip");
+    for frame in &frames {
+        frame_payload(&frame.payload);
+    }
+}
+
+/// Every payload type that can be read from `payload` is written so that it reads the same again.
+fn frame_payload(payload: &[u8]) {
+    round_trip::<cc2::RegisterVm>(payload);
+    round_trip::<cc2::AttachVm>(payload);
+    round_trip::<cc2::Registered>(payload);
+    round_trip::<cc2::ConnectShim>(payload);
+    round_trip::<cc2::Signal>(payload);
+    round_trip::<cc2::LogEntry>(payload);
+    round_trip::<cc2::ErrorResponse>(payload);
+    if let Ok(hyper) = serde_json::from_slice::<cc2::Hyper>(payload) {
+        let again = serde_json::to_string(&hyper).expect("plain data serializes");
+        let again = serde_json::from_str::<cc2::Hyper>(&again).expect("what we write we can read");
+        assert_eq!((again.hyper_name, again.tokens), (hyper.hyper_name, hyper.tokens));
+        assert_eq!(again.data.as_deref().map(RawValue::get), hyper.data.as_deref().map(RawValue::get));
+    }
+    let Ok(text) = str::from_utf8(payload) else { return };
+    let token = serde_json::from_str::<cc2::ConnectShim>(text).map_or_else(|_| text.to_owned(), |named| named.token);
+    assert!(cc2::SessionToken::parse(&token).is_none_or(|parsed| parsed.to_string() == token), "tokens have one text");
+}
+
+/// Sequences put into a command: they are there, the agent reads them, and every other member is what it was.
+pub fn process_assign(data: &[u8]) {
+    const STDIO: u64 = 9_007_199_254_740_989;
+    let Ok(before) = serde_json::from_slice::<Box<RawValue>>(data) else { return };
+    let Ok(command) = process::assign(Some(&before), STDIO) else { return };
+    let after = String::from_utf8(command.payload).expect("JSON");
+    let after = RawValue::from_string(after).expect("what we write we can read");
+    let [before, after] = [before, after].map(|text| Object::parse(&text).expect("an object"));
+    assert_eq!(before.others(&["process"]), after.others(&["process"]));
+    let [old, new] = [&before, &after].map(|command| command.get("process").expect("a process"));
+    let [old, new] = [old, new].map(|process| Object::parse(process).expect("an object"));
+    let given = ["stdio", "stderr"];
+    assert_eq!(old.others(&given), new.others(&given));
+    let stderr = (!command.terminal).then(|| (STDIO + 1).to_string());
+    let mut expected = vec![("stdio", STDIO.to_string())];
+    expected.extend(stderr.map(|stderr| ("stderr", stderr)));
+    let mut found: Vec<_> = new.others(&[]).into_iter().filter(|(key, _)| given.contains(key)).collect();
+    found.sort_by_key(|&(key, _)| std::cmp::Reverse(key));
+    assert_eq!(found, expected.iter().map(|(key, value)| (*key, value.as_str())).collect::<Vec<_>>());
+    let again = process::assign(Some(&RawValue::from_string(text_of(&after)).expect("JSON")), STDIO);
+    assert!(matches!(again, Err(ProcessError::Prefilled { member: "Stdio", .. })), "{again:?}");
+}
+
+fn text_of(object: &Object) -> String {
+    serde_json::to_string(object).expect("text serializes")
 }
 
 fn round_trip<T: Serialize + DeserializeOwned + PartialEq + Debug>(json: &[u8]) {

@@ -1,4 +1,4 @@
-//! Members of a JSON object, read the way the Go programs at both ends of protocol 1 read them.
+//! Members of a JSON object, read the way the Go programs at both ends of both protocols read them.
 //!
 //! A name matches without regard to ASCII case, `null` is the same as absent, the last of two members with one name
 //! counts, and unknown members are skipped. What it never does is accept a value of the wrong type.

@@ -1,7 +1,8 @@
 //! The `process` member of `newcontainer` and `execcmd`: putting stream sequences into it, leaving all else as it came.
 //!
 //! Agents differ in which members they know and some refuse those they do not, so nothing is added but the sequences
-//! and nothing is re-written: every other value keeps its bytes. Members come in their order.
+//! and nothing is re-written: every other value keeps its bytes. Members come in their order. The asymmetry to know:
+//! members are found as Go's decoder finds them, in any case, and what is written has the name the agent knows.
 
 use std::fmt;
 
@@ -11,28 +12,34 @@ use serde_json::value::{RawValue, to_raw_value};
 
 /// A JSON object whose values are kept as text.
 #[derive(Debug, Default)]
-struct Object(Vec<(String, Box<RawValue>)>);
+pub(super) struct Object(Vec<(String, Box<RawValue>)>);
 
 impl Object {
-    fn parse(text: &RawValue) -> Option<Object> {
+    /// The members that are called none of `names`, with the text of their values.
+    pub(super) fn others(&self, names: &[&str]) -> Vec<(&str, &str)> {
+        let named = |key: &str| names.iter().any(|name| name.eq_ignore_ascii_case(key));
+        self.0.iter().filter(|(key, _)| !named(key)).map(|(key, value)| (key.as_str(), value.get())).collect()
+    }
+
+    pub(super) fn parse(text: &RawValue) -> Option<Object> {
         serde_json::from_str(text.get()).ok()
     }
 
-    /// The last member of that name, as Go's decoder picks it.
-    fn get(&self, name: &str) -> Option<&RawValue> {
-        let found = self.0.iter().rev().find(|(key, _)| key.eq_ignore_ascii_case(name));
-        found.map(|(_, value)| value.as_ref()).filter(|value| value.get() != "null")
+    /// The last member of that name that is not null, as `Members` picks it.
+    pub(super) fn get(&self, name: &str) -> Option<&RawValue> {
+        let mut found = self.0.iter().rev().filter(|(key, _)| key.eq_ignore_ascii_case(name));
+        found.find(|(_, value)| value.get() != "null").map(|(_, value)| value.as_ref())
     }
 
     fn string(&self, name: &str) -> String {
         self.get(name).and_then(|value| serde_json::from_str(value.get()).ok()).unwrap_or_default()
     }
 
-    /// Replaces a member, or adds it at the end.
+    /// Replaces the first member of that name in any case, and drops others; adds it at the end when there is none.
     fn set(&mut self, name: &str, value: Box<RawValue>) {
         match self.0.iter().position(|(key, _)| key.eq_ignore_ascii_case(name)) {
             Some(at) => {
-                self.0[at].1 = value;
+                self.0[at] = (name.to_owned(), value);
                 let mut index = 0;
                 self.0.retain(|(key, _)| {
                     index += 1;

@@ -4,11 +4,12 @@ mod demo;
 
 use std::process::{Command, Output};
 
-const SUBCOMMANDS: [&[&str]; 13] = [
+const SUBCOMMANDS: [&[&str]; 14] = [
     &[],
     &["serve"],
     &["agent"],
     &["exec"],
+    &["shim"],
     &["vm"],
     &["vm", "add"],
     &["vm", "rm"],

@@ -12,7 +12,7 @@ use crate::proxy::Proxy;
 
 fn exec(proxy: &Proxy, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ringway"));
-    command.arg("exec").arg("--socket").arg(proxy.socket()).args(["--vm", "vm", "--"]).args(args);
+    command.arg("exec").arg("--socket").arg(proxy.socket()).args(["--protocol", "1", "--vm", "vm", "--"]).args(args);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
@@ -131,7 +131,10 @@ fn on_terminal(proxy: &Proxy) -> OnTerminal {
     let OpenptyResult { master, slave } = openpty(&size, None).unwrap();
     let before = tcgetattr(&slave).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_ringway"));
-    command.args(["exec", "--tty", "--vm", "vm", "--socket"]).arg(proxy.socket()).args(["--", "terminal"]);
+    command
+        .args(["exec", "--protocol", "1", "--tty", "--vm", "vm", "--socket"])
+        .arg(proxy.socket())
+        .args(["--", "terminal"]);
     let end = || Stdio::from(slave.try_clone().unwrap());
     let child = command.env("TERM", "vt220").stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
     let keyboard = std::fs::File::from(master.try_clone().unwrap());

@@ -2,6 +2,9 @@
 
 mod exec;
 mod proxy;
+mod proxy2;
+mod shim;
+mod token;
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;

@@ -1,9 +1,12 @@
-//! Golden bytes of what agents and protocol 1 clients speak, and what must hold for bytes that are not golden.
+//! Golden bytes of what agents and clients speak, and what must hold for bytes that are not golden.
 //!
 //! Bytes are written as the specification writes them: groups of hexadecimal digits, then `|` and text as it is.
 
 mod control;
+mod frames2;
 mod json;
+mod payloads2;
+mod process;
 mod requests;
 mod stream;
 

@@ -1,11 +1,10 @@
 //! What comes to an exec from outside: signals to pass on and changes of the terminal's size.
 //!
-//! Owns the second connection, which is there because the first may be busy with a command. Never runs in a signal
-//! handler: signals are blocked everywhere and read from a descriptor by one thread. The asymmetry to know: a signal
-//! the agent does not take ends this process, a size it does not take is forgotten.
+//! Owns the rules for both protocols, and protocol 1's second connection, which is there because the first may be busy
+//! with a command. Never runs in a signal handler: signals are blocked everywhere and read from a descriptor by one
+//! thread. The asymmetry to know: a signal the agent does not take ends this process, a size it does not take is
+//! forgotten.
 
-use std::io;
-use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,44 +12,35 @@ use std::time::Duration;
 
 use anyhow::Context;
 use nix::libc;
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::signalfd::SignalFd;
 use serde::Serialize;
 
 use crate::client::{Client, Error, SessionWriter};
 use crate::os::console::{self, WindowSize};
+use crate::os::{self};
 use crate::wire::hyper::{SignalProcess, StreamSeq, WinSize};
 
 /// Time the agent has to take a signal.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Time the daemon has to take the end of stdin when this process leaves.
 const LAST_WRITE: Duration = Duration::from_millis(500);
 
 /// What is read from the descriptor.
-const WATCHED: [Signal; 7] = [
-    Signal::SIGINT,
-    Signal::SIGTERM,
-    Signal::SIGHUP,
-    Signal::SIGQUIT,
-    Signal::SIGUSR1,
-    Signal::SIGUSR2,
-    Signal::SIGWINCH,
-];
+const WATCHED: [i32; 7] =
+    [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2, libc::SIGWINCH];
 
 /// Blocks the watched signals in this thread and all it starts later; they arrive at the descriptor instead.
 ///
 /// # Errors
 /// The kernel's.
 pub(super) fn block() -> anyhow::Result<SignalFd> {
-    let set: SigSet = WATCHED.into_iter().collect();
-    set.thread_block().context("cannot block signals")?;
-    SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC).context("cannot watch signals")
+    os::signals::watch(WATCHED).context("cannot watch signals")
 }
 
 /// What a watched signal leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Reaction {
+pub(super) enum Reaction {
     /// Tell the agent the terminal's new size.
     Resize,
     /// Pass it on; when the agent does not take it, end with 128 + its number.
@@ -61,7 +51,7 @@ enum Reaction {
     Ignore,
 }
 
-fn reaction(signal: i32, tty: bool) -> Reaction {
+pub(super) fn reaction(signal: i32, tty: bool) -> Reaction {
     match signal {
         libc::SIGWINCH if tty => Reaction::Resize,
         libc::SIGWINCH => Reaction::Ignore,
@@ -69,6 +59,11 @@ fn reaction(signal: i32, tty: bool) -> Reaction {
         libc::SIGINT | libc::SIGTERM | libc::SIGHUP | libc::SIGQUIT if tty => Reaction::Leave,
         _ => Reaction::PassOn,
     }
+}
+
+/// Says why this process ends though its command does not.
+pub(super) fn say_refused(signal: i32) {
+    eprintln!("ringway: the agent does not take signal {signal}: leaving the command alone\r");
 }
 
 /// The thread that reads signals.
@@ -83,17 +78,12 @@ pub(super) struct Watch {
 impl Watch {
     /// Acts on signals for as long as the process lives.
     pub(super) fn run(&self, signals: &SignalFd) {
-        loop {
-            let signal = match signals.read_signal() {
-                Ok(Some(info)) => i32::try_from(info.ssi_signo).unwrap_or(libc::SIGTERM),
-                Ok(None) | Err(nix::errno::Errno::EINTR) => continue,
-                Err(_) => return,
-            };
+        while let Ok(signal) = os::signals::next(signals) {
             match reaction(signal, self.tty) {
                 Reaction::Resize => lock(&self.control).resize(),
                 Reaction::PassOn if lock(&self.control).signal(signal) => {}
                 Reaction::PassOn => {
-                    eprintln!("ringway: the agent does not take signal {signal}: leaving the command alone");
+                    say_refused(signal);
                     self.leave(signal);
                 }
                 Reaction::Leave => {
@@ -147,7 +137,7 @@ impl Control {
 
     /// Tells the agent the terminal's size as it is now, by sequence and, where that is refused, by name.
     pub(super) fn resize(&mut self) {
-        let Some(size) = terminal_size() else { return };
+        let Some(size) = console::own_window_size() else { return };
         if let Err(Error::Refused(_)) = self.hyper("winsize", &by_sequence(self.seq, size)) {
             let (container, process) = (self.container.clone(), self.process.clone());
             let by_name = WinSize { seq: 0, container, process, row: size.rows, column: size.columns };
@@ -179,13 +169,6 @@ impl Control {
 /// `winsize` as the oldest agents know it.
 pub(super) fn by_sequence(seq: StreamSeq, size: WindowSize) -> WinSize {
     WinSize { seq: seq.0, row: size.rows, column: size.columns, ..WinSize::default() }
-}
-
-/// The size of the terminal this process is on, if it is on one.
-pub(super) fn terminal_size() -> Option<WindowSize> {
-    console::window_size(io::stdin().as_fd())
-        .or_else(|| console::window_size(io::stdout().as_fd()))
-        .or_else(|| console::window_size(io::stderr().as_fd()))
 }
 
 #[cfg(test)]
