@@ -12,7 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use ringway::limits::SEND_MAX;
 use ringway::wire::cc2::{self, Command, Kind, LogEntry, Signal, Stream};
-use ringway::wire::hyper::{ExecCmd, Process};
+use ringway::wire::hyper::{ExecCmd, Process, SignalProcess};
 
 /// A running mock.
 pub(crate) struct Proxy2 {
@@ -41,6 +41,8 @@ struct Session {
     to_process: Sender<Incoming>,
     /// What the process will read, until it is started.
     from_shim: Option<Receiver<Incoming>>,
+    /// Name of the process.
+    process: String,
     /// Claims so far.
     claims: usize,
     disconnected: bool,
@@ -120,7 +122,8 @@ impl State {
         self.tokens += 1;
         let token = format!("token-{}", self.tokens);
         let (to_process, from_shim) = channel();
-        let session = Session { shim: None, to_process, from_shim: Some(from_shim), claims: 0, disconnected: false };
+        let (process, from_shim) = (String::new(), Some(from_shim));
+        let session = Session { shim: None, to_process, from_shim, process, claims: 0, disconnected: false };
         self.sessions.insert(token.clone(), session);
         token
     }
@@ -132,7 +135,11 @@ impl Shared {
     }
 
     fn spawn(shared: &Arc<Shared>, token: &str, process: Process) {
-        let incoming = shared.state().sessions.get_mut(token).unwrap().from_shim.take().expect("started once");
+        let mut state = shared.state();
+        let session = state.sessions.get_mut(token).unwrap();
+        session.process = process.id.clone().unwrap_or_default();
+        let incoming = session.from_shim.take().expect("started once");
+        drop(state);
         let (shared, token) = (Arc::clone(shared), token.to_owned());
         std::thread::spawn(move || Program { shared, token, process, incoming }.run());
     }
@@ -242,6 +249,16 @@ impl Connection {
         self.shared.state().commands.push((hyper.hyper_name.clone(), data.clone()));
         match (hyper.hyper_name.as_str(), hyper.tokens.as_slice()) {
             ("ping", []) => Ok(Vec::new()),
+            ("signalprocess", []) => {
+                let named: SignalProcess = serde_json::from_str(&data).unwrap();
+                if named.signal == nix::libc::SIGUSR2 {
+                    return Err("no such signal here".to_owned());
+                }
+                let state = self.shared.state();
+                let process = state.sessions.values().find(|session| session.process == named.process);
+                let _ = process.expect("a process").to_process.send(Incoming::Signal(named.signal.into()));
+                Ok(Vec::new())
+            }
             ("readfile", []) => Ok(vec![0xfe; 200_000]),
             ("execcmd", [token]) => {
                 let ExecCmd { process, .. } = serde_json::from_str(&data).unwrap();
@@ -273,7 +290,8 @@ impl Connection {
 
     fn signal(&self, json: &str) -> Result<Vec<u8>, String> {
         let signal: Signal = serde_json::from_str(json).unwrap();
-        if signal.signal_number == i64::from(nix::libc::SIGUSR2) {
+        // One nobody takes, and one that is only taken by name.
+        if [nix::libc::SIGUSR2, nix::libc::SIGQUIT].contains(&i32::try_from(signal.signal_number).unwrap()) {
             return Err("no such signal here".to_owned());
         }
         self.to_process(Incoming::Signal(signal.signal_number));

@@ -90,11 +90,12 @@ fn the_end_does_not_wait_for_stdin() {
 #[test]
 fn signals_are_the_process_s_to_handle() {
     let proxy = Proxy2::start();
-    for number in [1, 2, 3, 10, 15, 18, 20] {
+    for number in [1, 2, 10, 15, 18, 20] {
         let (mut child, _stdout) = ready(shim(&proxy, &proxy.token(&["await-signal"])));
         send(&child, number);
         assert_eq!(child.wait().unwrap().code(), Some(100 + number), "{number}");
     }
+    // The mock refuses 3 from a shim; exec, who is the runtime too, then names the process.
     for number in [1, 2, 3, 10, 15] {
         let (mut child, _stdout) = ready(exec(&proxy, &["await-signal"]));
         send(&child, number);

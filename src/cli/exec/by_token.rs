@@ -1,7 +1,8 @@
 //! `exec` over protocol 2: this process is runtime and shim at once, on two connections.
 //!
 //! Owns the conversation that starts the process. The asymmetry to know: the token is claimed and the terminal's size
-//! told before the process is started; the daemon keeps both until it runs.
+//! told before the process is started; the daemon keeps both until it runs. A signal is the shim's business first, and
+//! the runtime's, who knows the process by name, where the daemon does not trust the agent to take it.
 
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
@@ -20,7 +21,7 @@ use crate::cli::show;
 use crate::client::{self, Error, RuntimeClient, ShimClient, ShimEvent, ShimReader};
 use crate::os;
 use crate::os::console::{self, RawMode};
-use crate::wire::hyper::ExecCmd;
+use crate::wire::hyper::{ExecCmd, SignalProcess};
 
 /// A runtime's connection, attached to the VM, and the token it got.
 pub(super) struct Attached {
@@ -40,7 +41,7 @@ pub(super) fn attach(args: &Args) -> client::Result<Attached> {
 }
 
 pub(super) fn run(args: Args, attached: Attached, signals: SignalFd) -> anyhow::Result<ExitCode> {
-    let Attached { mut runtime, token } = attached;
+    let Attached { runtime, token } = attached;
     let vm = show::plain(&args.vm);
     let mut shim = ShimClient::connect(args.socket.path())?;
     shim.connect_shim(&token).with_context(|| format!("no session at VM {vm}"))?;
@@ -54,8 +55,10 @@ pub(super) fn run(args: Args, attached: Attached, signals: SignalFd) -> anyhow::
         passing.link.resize()?;
     }
     let cannot_run = args.cannot_run();
-    let command = ExecCmd { container: args.container.clone(), process: args.into_process(process_id()) };
-    runtime.hyper("execcmd", &[token], &command).context(cannot_run)?;
+    let id = process_id();
+    let mut owner = Owner { runtime, container: args.container.clone(), process: id.clone() };
+    let command = ExecCmd { container: args.container.clone(), process: args.into_process(id) };
+    owner.runtime.hyper("execcmd", &[token], &command).context(cannot_run)?;
     let stdin_is_terminal = io::stdin().is_terminal();
     let raw = if tty && stdin_is_terminal {
         Some(RawMode::enter().context("cannot put the terminal into raw mode")?)
@@ -63,7 +66,7 @@ pub(super) fn run(args: Args, attached: Attached, signals: SignalFd) -> anyhow::
         None
     };
     pump::spawn_stdin(Arc::clone(&passing.link), StdinEnd::of(tty, stdin_is_terminal));
-    let end = outputs(&mut reader, &mut Outputs::own()?, |answer| passing.answered(answer));
+    let end = outputs(&mut reader, &mut Outputs::own()?, |answer| passing.answered(answer, &mut owner));
     drop(raw);
     passing.wait_if_leaving();
     match end? {
@@ -76,8 +79,8 @@ pub(super) fn run(args: Args, attached: Attached, signals: SignalFd) -> anyhow::
         }
         End::NobodyReads => {
             // The command would run on with nobody listening: it gets what a local one would have got.
-            if passing.link.signal(libc::SIGPIPE).is_ok() {
-                discard_until_answered(&mut reader);
+            if passing.link.signal(libc::SIGPIPE).is_ok() && is_refused(&mut reader) {
+                owner.signal(libc::SIGPIPE);
             }
             passing.link.leave(true);
             Ok(ExitCode::from(CLOSED_PIPE))
@@ -85,12 +88,34 @@ pub(super) fn run(args: Args, attached: Attached, signals: SignalFd) -> anyhow::
     }
 }
 
-/// The command's output is of no interest any more, the answer to the last signal is.
-fn discard_until_answered(reader: &mut ShimReader) {
+/// Whether the last signal is refused. The command's output meanwhile is of no interest any more.
+fn is_refused(reader: &mut ShimReader) -> bool {
     if reader.set_timeout(Some(PATIENCE)).is_err() {
-        return;
+        return false;
     }
-    while let Ok(ShimEvent::Stdout(_) | ShimEvent::Stderr(_)) = reader.read_event() {}
+    loop {
+        match reader.read_event() {
+            Ok(ShimEvent::Stdout(_) | ShimEvent::Stderr(_)) => {}
+            Ok(event) => return event.refused().is_some(),
+            Err(_) => return false,
+        }
+    }
+}
+
+/// The runtime that started the process.
+struct Owner {
+    runtime: RuntimeClient,
+    container: String,
+    process: String,
+}
+
+impl Owner {
+    /// Signals the process by name; whether the agent took it.
+    fn signal(&mut self, signal: i32) -> bool {
+        let (container, process) = (self.container.clone(), self.process.clone());
+        let named = SignalProcess { container, process, signal };
+        self.runtime.set_timeout(Some(PATIENCE)).is_ok() && self.runtime.hyper("signalprocess", &[], &named).is_ok()
+    }
 }
 
 /// Signals and sizes on their way to the process.
@@ -121,12 +146,16 @@ impl Passing {
     }
 
     /// A size the agent does not take is forgotten; a signal it does not take ends this process.
-    fn answered(&self, answer: &ShimEvent<'_>) {
-        let Some((signal, Some(_))) = self.link.answered(answer) else { return };
-        if signal != libc::SIGWINCH && !self.leaving.swap(true, Ordering::SeqCst) {
-            say_refused(signal);
-            self.leave(signal);
-        }
+    fn answered(&self, answer: &ShimEvent<'_>, owner: &mut Owner) {
+        self.link.answered(answer, |signal, refused| {
+            if signal == libc::SIGWINCH || refused.is_none() || owner.signal(signal) {
+                return;
+            }
+            if !self.leaving.swap(true, Ordering::SeqCst) {
+                say_refused(signal);
+                self.leave(signal);
+            }
+        });
     }
 
     /// Ends this process as the signal would have, after closing the command's stdin.

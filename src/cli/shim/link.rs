@@ -86,12 +86,15 @@ impl Link {
         send(&writer)
     }
 
-    /// Takes an answer: the signal it is about, and why it was refused, if it was. `None` for an answer to anything
-    /// else.
-    pub(in crate::cli) fn answered(&self, answer: &ShimEvent<'_>) -> Option<(i32, Option<Error>)> {
-        let number = self.lock().asked.pop_front()?;
+    /// Takes an answer, and hands over the signal it is about and why it was refused, if it was. The signal counts as
+    /// answered when `handle` is done with it.
+    pub(in crate::cli) fn answered(&self, answer: &ShimEvent<'_>, handle: impl FnOnce(i32, Option<Error>)) {
+        let asked = self.lock().asked.front().copied();
+        let Some(number) = asked else { return };
+        handle(number, answer.refused());
+        // The reader alone takes from this end, and alone starts over.
+        self.lock().asked.pop_front();
         self.changed.notify_all();
-        Some((number, answer.refused()))
     }
 
     /// Waits until every signal is answered, or the time is over.

@@ -142,11 +142,10 @@ impl Shim {
     }
 
     fn answered(&self, answer: &ShimEvent<'_>) {
-        match self.link.answered(answer) {
-            Some((number, Some(error))) => self.log.warn(&self.link, &format!("signal {number} was refused: {error}")),
-            Some((number, None)) => self.log.debug(&self.link, &format!("signal {number} was taken")),
-            None => {}
-        }
+        self.link.answered(answer, |number, refused| match refused {
+            Some(error) => self.log.warn(&self.link, &format!("signal {number} was refused: {error}")),
+            None => self.log.debug(&self.link, &format!("signal {number} was taken")),
+        });
     }
 
     /// Claims the token again. A daemon that was killed starts anew, and one that has not yet noticed the end of the
