@@ -115,6 +115,13 @@ pub const VMS_MAX: usize = 16_384;
 /// Largest stream sequence handed out, exclusive: Go clients parse it as a float, exact below 2^53.
 pub const SEQ_END: u64 = 1 << 53;
 
+/// Where the counter of sequences goes for a VM that was up before the daemon: sequences for each millisecond since
+/// [`SEQ_EPOCH_SECS`]. An earlier daemon handed out fewer, so that none of its numbers is met again.
+pub const SEQ_PER_MILLI: u64 = 256;
+
+/// The beginning of 2020, in seconds since 1970.
+pub const SEQ_EPOCH_SECS: u64 = 1_577_836_800;
+
 /// Seconds hello, hyper and bye may take before they are answered with an error (`--deadline`).
 pub const COMMAND_DEADLINE_SECS: u64 = 30;
 

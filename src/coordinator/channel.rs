@@ -82,12 +82,13 @@ pub(super) struct Channel {
     outgoing: Vec<u8>,
     waiting: HashMap<Ticket, oneshot::Sender<Result<Vec<u8>, CommandError>>>,
     next_ticket: Ticket,
-    ready: Option<oneshot::Sender<()>>,
+    ready: Option<oneshot::Sender<bool>>,
 }
 
 impl Channel {
-    /// A channel over a connected socket, and the handle commands go through. `ready` is told when the agent is up.
-    pub(super) fn new(vm: &str, stream: UnixStream, ready: oneshot::Sender<()>) -> (Channel, ControlHandle) {
+    /// A channel over a connected socket, and the handle commands go through. `ready` is told when the agent is up,
+    /// and whether it was up before.
+    pub(super) fn new(vm: &str, stream: UnixStream, ready: oneshot::Sender<bool>) -> (Channel, ControlHandle) {
         let (sender, commands) = mpsc::channel(crate::limits::CONTROL_QUEUE_MAX);
         let status = Rc::new(RefCell::new(ChannelStatus::default()));
         let handle = ControlHandle { commands: sender, status: Rc::clone(&status) };
@@ -199,9 +200,9 @@ impl Channel {
                         let _ = reply.send(answer);
                     }
                 }
-                Action::Ready => {
+                Action::Ready { before } => {
                     if let Some(ready) = self.ready.take() {
-                        let _ = ready.send(());
+                        let _ = ready.send(before);
                     }
                 }
                 Action::Event(event) => debug!(vm = self.vm, code = event.code, "the agent reported an event"),

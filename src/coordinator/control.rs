@@ -63,7 +63,10 @@ pub enum Action {
     /// Answer a command.
     Answer(Ticket, Result<Vec<u8>, CommandError>),
     /// The agent is up.
-    Ready,
+    Ready {
+        /// It was up before this channel was: it answered PING instead of saying READY.
+        before: bool,
+    },
     /// The agent reported an event of its own accord.
     Event(Message),
     /// The agent sent something nobody asked for; it was skipped.
@@ -128,7 +131,7 @@ impl Control {
     pub fn received(&mut self, message: Message, now: Instant) {
         match Code::from_u32(message.code) {
             Some(Code::Next) => {}
-            Some(Code::Ready) => self.is_up(),
+            Some(Code::Ready) => self.is_up(false),
             Some(code @ (Code::Ack | Code::Error)) => self.answered(code, message),
             Some(Code::ProcessAsyncEvent | Code::SignalProcess) => self.actions.push(Action::Event(message)),
             _ => self.actions.push(Action::Stray(message.code)),
@@ -136,17 +139,17 @@ impl Control {
         self.pump(now);
     }
 
-    fn is_up(&mut self) {
+    fn is_up(&mut self, before: bool) {
         if !self.up {
             self.up = true;
-            self.actions.push(Action::Ready);
+            self.actions.push(Action::Ready { before });
         }
     }
 
     fn answered(&mut self, code: Code, message: Message) {
         let Some(command) = self.in_flight.take() else { return self.actions.push(Action::Stray(message.code)) };
         // Whatever the answer to a PING says, somebody answered.
-        self.is_up();
+        self.is_up(true);
         let Some(ticket) = command.ticket else { return };
         let answer = match code {
             Code::Ack => Ok(message.payload),
@@ -245,7 +248,7 @@ mod tests {
     fn up() -> Control {
         let mut control = Control::new(Duration::ZERO, SECOND);
         control.received(Message::new(Code::Ready, []), Duration::ZERO);
-        assert_eq!(control.take_actions(), [Action::Ready]);
+        assert_eq!(control.take_actions(), [Action::Ready { before: false }]);
         control
     }
 
@@ -308,7 +311,7 @@ mod tests {
         control.tick(2 * SECOND);
         assert_eq!(control.take_actions(), [], "asked once");
         control.received(ack(b""), 2 * SECOND);
-        assert_eq!(control.take_actions(), [Action::Ready, write(Code::Version, b"")]);
+        assert_eq!(control.take_actions(), [Action::Ready { before: true }, write(Code::Version, b"")]);
     }
 
     #[test]
@@ -317,7 +320,7 @@ mod tests {
         control.tick(SECOND);
         control.received(Message::new(Code::Ready, []), SECOND);
         control.submit(1, Code::Version, b"", SECOND, 30 * SECOND);
-        assert_eq!(control.take_actions(), [write(Code::Ping, b""), Action::Ready]);
+        assert_eq!(control.take_actions(), [write(Code::Ping, b""), Action::Ready { before: false }]);
         control.received(ack(b"pong"), SECOND);
         assert_eq!(control.take_actions(), [write(Code::Version, b"")]);
         control.received(ack(b"4242"), SECOND);
