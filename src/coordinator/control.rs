@@ -87,6 +87,7 @@ struct InFlight {
     code: Code,
     /// Whom to answer; `None` for our own PING and once the deadline has passed.
     ticket: Option<Ticket>,
+    overdue: bool,
     since: Instant,
     deadline: Instant,
 }
@@ -165,7 +166,7 @@ impl Control {
         }
         let Some(Pending { ticket, code, bytes, since, deadline }) = self.queue.pop_front() else { return };
         debug_assert!(since <= now, "submitted before it is sent");
-        self.in_flight = Some(InFlight { code, ticket: Some(ticket), since, deadline });
+        self.in_flight = Some(InFlight { code, ticket: Some(ticket), overdue: false, since, deadline });
         self.actions.push(Action::Write(bytes));
     }
 
@@ -173,13 +174,15 @@ impl Control {
     pub fn tick(&mut self, now: Instant) {
         if !self.up && !self.asked && now >= self.ask_at {
             self.asked = true;
-            self.in_flight = Some(InFlight { code: Code::Ping, ticket: None, since: now, deadline: Instant::MAX });
+            let (code, deadline) = (Code::Ping, Instant::MAX);
+            self.in_flight = Some(InFlight { code, ticket: None, overdue: false, since: now, deadline });
             self.actions.push(Action::Write(Message::new(Code::Ping, []).encode()));
         }
         if let Some(command) = &mut self.in_flight
             && command.deadline <= now
             && let Some(ticket) = command.ticket.take()
         {
+            command.overdue = true;
             let error = CommandError::Overdue { command: command.code.name(), after: command.deadline - command.since };
             self.actions.push(Action::Answer(ticket, Err(error)));
         }
@@ -223,7 +226,7 @@ impl Control {
     /// The command in flight, and whether its deadline has passed.
     pub fn command(&self) -> Option<(&'static str, bool)> {
         let command = self.in_flight.as_ref()?;
-        Some((command.code.name(), command.ticket.is_none() && command.code != Code::Ping))
+        Some((command.code.name(), command.overdue))
     }
 
     /// Commands that wait for their turn.
@@ -347,6 +350,18 @@ mod tests {
         assert_eq!(control.take_actions(), [write(Code::Ping, b"")]);
         control.received(ack(b""), 4 * SECOND);
         assert_eq!(control.take_actions(), [Action::Answer(3, Ok(vec![]))]);
+    }
+
+    #[test]
+    fn a_clients_ping_is_overdue_like_any_command_and_ours_never() {
+        let mut control = Control::new(Duration::ZERO, SECOND);
+        control.tick(SECOND);
+        control.tick(99 * SECOND);
+        assert_eq!(control.command(), Some(("ping", false)), "the question whether it is up");
+        let mut control = up();
+        control.submit(1, Code::Ping, b"", Duration::ZERO, SECOND);
+        control.tick(SECOND);
+        assert_eq!(control.command(), Some(("ping", true)));
     }
 
     #[test]
