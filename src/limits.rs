@@ -24,6 +24,10 @@ pub const CONTROL_MESSAGE_MAX: usize = 10_240;
 /// Longest message an agent may send us on a control channel, header included (`readfile` answers are the long ones).
 pub const CONTROL_REPLY_MAX: usize = 16 * 1024 * 1024;
 
+/// Bytes for an agent that its control channel's socket has not taken. Only an agent that answers commands without
+/// reading them gets beyond two messages; it is given up.
+pub const CONTROL_OUTGOING_MAX: usize = 1024 * 1024;
+
 /// Commands that may wait for one VM's control channel. Each client connection waits for at most one.
 pub const CONTROL_QUEUE_MAX: usize = 1_024;
 
