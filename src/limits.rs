@@ -27,6 +27,10 @@ pub const CONTROL_MESSAGE_MAX: usize = 10_240;
 /// Longest message an agent may send us on a control channel, header included (`readfile` answers are the long ones).
 pub const CONTROL_REPLY_MAX: usize = 16 * 1024 * 1024;
 
+/// Bytes for an agent that its control channel's socket has not taken. Only an agent that answers commands without
+/// reading them gets beyond two messages; it is given up.
+pub const CONTROL_OUTGOING_MAX: usize = 1024 * 1024;
+
 /// Commands that may wait for one VM's control channel. Each client connection waits for at most one.
 pub const CONTROL_QUEUE_MAX: usize = 1_024;
 
@@ -149,6 +153,13 @@ pub const VMS_MAX: usize = 16_384;
 
 /// Largest stream sequence handed out, exclusive: Go clients parse it as a float, exact below 2^53.
 pub const SEQ_END: u64 = 1 << 53;
+
+/// Where the counter of sequences goes for a VM that was up before the daemon: sequences for each millisecond since
+/// [`SEQ_EPOCH_SECS`]. An earlier daemon handed out fewer, so that none of its numbers is met again.
+pub const SEQ_PER_MILLI: u64 = 256;
+
+/// The beginning of 2020, in seconds since 1970.
+pub const SEQ_EPOCH_SECS: u64 = 1_577_836_800;
 
 /// Seconds hello, hyper and bye may take before they are answered with an error (`--deadline`).
 pub const COMMAND_DEADLINE_SECS: u64 = 30;

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::control::{Action, CommandError, Control, Ticket};
-use crate::limits::{CONTROL_REPLY_MAX, READY_PATIENCE_MS};
+use crate::limits::{CONTROL_OUTGOING_MAX, CONTROL_REPLY_MAX, READY_PATIENCE_MS};
 use crate::wire::hyper::{Code, Message, MessageDecoder};
 
 /// A command on its way to the channel's task.
@@ -78,11 +78,12 @@ pub(super) struct Channel {
     control: Control,
     decoder: MessageDecoder,
     began: Instant,
-    /// Bytes of the command in flight that the socket has not taken.
+    /// Bytes of commands that the socket has not taken: of the one in flight, and of those answered before they were
+    /// read.
     outgoing: Vec<u8>,
     waiting: HashMap<Ticket, oneshot::Sender<Result<Vec<u8>, CommandError>>>,
     next_ticket: Ticket,
-    ready: Option<oneshot::Sender<()>>,
+    ready: Option<oneshot::Sender<bool>>,
     events: mpsc::Sender<Message>,
     /// Messages nobody asked for.
     strays: u64,
@@ -90,11 +91,11 @@ pub(super) struct Channel {
 
 impl Channel {
     /// A channel over a connected socket, and the handle commands go through. `ready` is told when the agent is up,
-    /// `events` gets what it reports of its own accord.
+    /// and whether it was up before; `events` gets what it reports of its own accord.
     pub(super) fn new(
         vm: &str,
         stream: UnixStream,
-        ready: oneshot::Sender<()>,
+        ready: oneshot::Sender<bool>,
         events: mpsc::Sender<Message>,
     ) -> (Channel, ControlHandle) {
         let (sender, commands) = mpsc::channel(crate::limits::CONTROL_QUEUE_MAX);
@@ -135,6 +136,9 @@ impl Channel {
 
     /// Waits for the next thing to happen and takes it in; `false` when the coordinator let go.
     async fn step(&mut self) -> Result<bool, String> {
+        if self.outgoing.len() > CONTROL_OUTGOING_MAX {
+            return Err("the agent answers commands without reading them".to_owned());
+        }
         let next_tick = self.control.next_tick().map(|at| self.began + at);
         let tick = async {
             match next_tick {
@@ -200,7 +204,8 @@ impl Channel {
         for action in self.control.take_actions() {
             match action {
                 Action::Write(bytes) => {
-                    self.outgoing = bytes;
+                    // An agent may answer what it has not read: the rest of that goes first.
+                    self.outgoing.extend(bytes);
                     // An error shows again, with its reason, when the socket is read.
                     let _ = self.write();
                 }
@@ -210,9 +215,9 @@ impl Channel {
                         let _ = reply.send(answer);
                     }
                 }
-                Action::Ready => {
+                Action::Ready { before } => {
                     if let Some(ready) = self.ready.take() {
-                        let _ = ready.send(());
+                        let _ = ready.send(before);
                     }
                 }
                 Action::Event(event) => {
@@ -232,5 +237,61 @@ impl Channel {
             }
         }
         *self.status.borrow_mut() = ChannelStatus { command: self.control.command(), queued: self.control.queued() };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn channel() -> (Channel, ControlHandle, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (ready, _) = oneshot::channel();
+        let (mut channel, handle) = Channel::new("vm", ours, ready);
+        channel.control.received(crate::wire::hyper::Message::new(Code::Ready, []), Duration::ZERO);
+        channel.carry_out();
+        (channel, handle, theirs)
+    }
+
+    /// A command that is answered before the agent has read any of it.
+    fn answered_unread(channel: &mut Channel) {
+        let (reply, _) = oneshot::channel();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        channel.submit(Command { code: Code::StartPod, payload: vec![b'x'; 100_000], deadline, reply });
+        channel.carry_out();
+        channel.control.received(crate::wire::hyper::Message::new(Code::Ack, []), channel.began.elapsed());
+    }
+
+    #[tokio::test]
+    async fn a_command_goes_out_whole_behind_the_rest_of_one_answered_early() {
+        let (mut channel, _handle, agent) = channel();
+        let message = 8 + 100_000;
+        for _ in 0..8 {
+            answered_unread(&mut channel);
+        }
+        let mut taken = 0;
+        let mut buffer = vec![0; 1 << 20];
+        while !channel.outgoing.is_empty() || taken < 8 * message {
+            tokio::select! {
+                ready = agent.readable() => {
+                    ready.unwrap();
+                    taken += agent.try_read(&mut buffer).unwrap_or(0);
+                }
+                ready = channel.stream.writable(), if !channel.outgoing.is_empty() => {
+                    ready.unwrap();
+                    channel.write().unwrap();
+                }
+            }
+        }
+        assert_eq!(taken, 8 * message);
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_answers_and_never_reads_is_given_up() {
+        let (mut channel, _handle, _agent) = channel();
+        for _ in 0..100 {
+            answered_unread(&mut channel);
+        }
+        assert_eq!(channel.step().await.unwrap_err(), "the agent answers commands without reading them");
     }
 }

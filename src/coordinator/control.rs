@@ -63,7 +63,10 @@ pub enum Action {
     /// Answer a command.
     Answer(Ticket, Result<Vec<u8>, CommandError>),
     /// The agent is up.
-    Ready,
+    Ready {
+        /// It was up before this channel was: it answered PING instead of saying READY.
+        before: bool,
+    },
     /// The agent reported an event of its own accord.
     Event(Message),
     /// The agent sent something nobody asked for; it was skipped.
@@ -84,6 +87,7 @@ struct InFlight {
     code: Code,
     /// Whom to answer; `None` for our own PING and once the deadline has passed.
     ticket: Option<Ticket>,
+    overdue: bool,
     since: Instant,
     deadline: Instant,
 }
@@ -128,7 +132,7 @@ impl Control {
     pub fn received(&mut self, message: Message, now: Instant) {
         match Code::from_u32(message.code) {
             Some(Code::Next) => {}
-            Some(Code::Ready) => self.is_up(),
+            Some(Code::Ready) => self.is_up(false),
             Some(code @ (Code::Ack | Code::Error)) => self.answered(code, message),
             Some(Code::ProcessAsyncEvent | Code::SignalProcess) => self.actions.push(Action::Event(message)),
             _ => self.actions.push(Action::Stray(message.code)),
@@ -136,17 +140,17 @@ impl Control {
         self.pump(now);
     }
 
-    fn is_up(&mut self) {
+    fn is_up(&mut self, before: bool) {
         if !self.up {
             self.up = true;
-            self.actions.push(Action::Ready);
+            self.actions.push(Action::Ready { before });
         }
     }
 
     fn answered(&mut self, code: Code, message: Message) {
         let Some(command) = self.in_flight.take() else { return self.actions.push(Action::Stray(message.code)) };
         // Whatever the answer to a PING says, somebody answered.
-        self.is_up();
+        self.is_up(true);
         let Some(ticket) = command.ticket else { return };
         let answer = match code {
             Code::Ack => Ok(message.payload),
@@ -162,7 +166,7 @@ impl Control {
         }
         let Some(Pending { ticket, code, bytes, since, deadline }) = self.queue.pop_front() else { return };
         debug_assert!(since <= now, "submitted before it is sent");
-        self.in_flight = Some(InFlight { code, ticket: Some(ticket), since, deadline });
+        self.in_flight = Some(InFlight { code, ticket: Some(ticket), overdue: false, since, deadline });
         self.actions.push(Action::Write(bytes));
     }
 
@@ -170,13 +174,15 @@ impl Control {
     pub fn tick(&mut self, now: Instant) {
         if !self.up && !self.asked && now >= self.ask_at {
             self.asked = true;
-            self.in_flight = Some(InFlight { code: Code::Ping, ticket: None, since: now, deadline: Instant::MAX });
+            let (code, deadline) = (Code::Ping, Instant::MAX);
+            self.in_flight = Some(InFlight { code, ticket: None, overdue: false, since: now, deadline });
             self.actions.push(Action::Write(Message::new(Code::Ping, []).encode()));
         }
         if let Some(command) = &mut self.in_flight
             && command.deadline <= now
             && let Some(ticket) = command.ticket.take()
         {
+            command.overdue = true;
             let error = CommandError::Overdue { command: command.code.name(), after: command.deadline - command.since };
             self.actions.push(Action::Answer(ticket, Err(error)));
         }
@@ -220,7 +226,7 @@ impl Control {
     /// The command in flight, and whether its deadline has passed.
     pub fn command(&self) -> Option<(&'static str, bool)> {
         let command = self.in_flight.as_ref()?;
-        Some((command.code.name(), command.ticket.is_none() && command.code != Code::Ping))
+        Some((command.code.name(), command.overdue))
     }
 
     /// Commands that wait for their turn.
@@ -245,7 +251,7 @@ mod tests {
     fn up() -> Control {
         let mut control = Control::new(Duration::ZERO, SECOND);
         control.received(Message::new(Code::Ready, []), Duration::ZERO);
-        assert_eq!(control.take_actions(), [Action::Ready]);
+        assert_eq!(control.take_actions(), [Action::Ready { before: false }]);
         control
     }
 
@@ -308,7 +314,7 @@ mod tests {
         control.tick(2 * SECOND);
         assert_eq!(control.take_actions(), [], "asked once");
         control.received(ack(b""), 2 * SECOND);
-        assert_eq!(control.take_actions(), [Action::Ready, write(Code::Version, b"")]);
+        assert_eq!(control.take_actions(), [Action::Ready { before: true }, write(Code::Version, b"")]);
     }
 
     #[test]
@@ -317,7 +323,7 @@ mod tests {
         control.tick(SECOND);
         control.received(Message::new(Code::Ready, []), SECOND);
         control.submit(1, Code::Version, b"", SECOND, 30 * SECOND);
-        assert_eq!(control.take_actions(), [write(Code::Ping, b""), Action::Ready]);
+        assert_eq!(control.take_actions(), [write(Code::Ping, b""), Action::Ready { before: false }]);
         control.received(ack(b"pong"), SECOND);
         assert_eq!(control.take_actions(), [write(Code::Version, b"")]);
         control.received(ack(b"4242"), SECOND);
@@ -344,6 +350,18 @@ mod tests {
         assert_eq!(control.take_actions(), [write(Code::Ping, b"")]);
         control.received(ack(b""), 4 * SECOND);
         assert_eq!(control.take_actions(), [Action::Answer(3, Ok(vec![]))]);
+    }
+
+    #[test]
+    fn a_clients_ping_is_overdue_like_any_command_and_ours_never() {
+        let mut control = Control::new(Duration::ZERO, SECOND);
+        control.tick(SECOND);
+        control.tick(99 * SECOND);
+        assert_eq!(control.command(), Some(("ping", false)), "the question whether it is up");
+        let mut control = up();
+        control.submit(1, Code::Ping, b"", Duration::ZERO, SECOND);
+        control.tick(SECOND);
+        assert_eq!(control.command(), Some(("ping", true)));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
 use tokio::net::UnixStream;
@@ -166,7 +166,9 @@ impl Coordinator {
             }
         });
         match timeout_at(deadline, is_ready).await {
-            Ok(Ok(())) => {}
+            // It may have processes that an earlier daemon started.
+            Ok(Ok(true)) => self.0.registry.borrow_mut().skip_sequences_in_use(SystemTime::now()),
+            Ok(Ok(false)) => {}
             Ok(Err(_)) => {
                 let why = "the agent closed its control channel before it was ready".to_owned();
                 return Err(RequestError::Gone { id: vm.id.clone(), why });

@@ -4,11 +4,12 @@
 //! gives it up at once to a new hello.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
 
 use super::channel::ControlHandle;
-use crate::limits::{SEQ_END, VM_ID_MAX, VMS_MAX};
+use crate::limits::{SEQ_END, SEQ_EPOCH_SECS, SEQ_PER_MILLI, VM_ID_MAX, VMS_MAX};
 use crate::wire::hyper::StreamSeq;
 
 /// What a VM can be doing.
@@ -198,6 +199,8 @@ pub(super) struct Registry {
     load: Vec<usize>,
     next_key: u64,
     next_seq: u64,
+    /// The counter has left behind what an earlier daemon may have handed out.
+    skipped: bool,
 }
 
 impl Registry {
@@ -209,6 +212,7 @@ impl Registry {
             load: vec![0; shards],
             next_key: 1,
             next_seq: 1,
+            skipped: false,
         }
     }
 
@@ -304,6 +308,20 @@ impl Registry {
         self.next_seq = next;
         Ok(StreamSeq(base))
     }
+
+    /// A VM was up before this daemon knew it: its processes may have sequences of an earlier daemon. Moves the
+    /// counter beyond all of those, once, to a number made of the time: 256 for each millisecond since 2020.
+    pub(super) fn skip_sequences_in_use(&mut self, now: SystemTime) {
+        if std::mem::replace(&mut self.skipped, true) {
+            return;
+        }
+        let since = now.duration_since(UNIX_EPOCH + Duration::from_secs(SEQ_EPOCH_SECS)).unwrap_or_default();
+        let start = u64::try_from(since.as_millis()).ok().and_then(|millis| millis.checked_mul(SEQ_PER_MILLI));
+        // A clock that is wrong by a thousand years leaves the counter where it is.
+        if let Some(start) = start.filter(|start| (self.next_seq..SEQ_END / 2).contains(start)) {
+            self.next_seq = start;
+        }
+    }
 }
 
 #[cfg(test)]
@@ -347,5 +365,22 @@ mod tests {
         registry.next_seq = SEQ_END - 2;
         assert_eq!(registry.sequences(2).unwrap(), StreamSeq(SEQ_END - 2));
         assert_eq!(registry.sequences(1), Err(RequestError::NoSequences));
+    }
+
+    #[test]
+    fn a_vm_that_was_up_before_moves_the_counter_on_once() {
+        let at = |millis| UNIX_EPOCH + Duration::from_secs(SEQ_EPOCH_SECS) + Duration::from_millis(millis);
+        let mut registry = Registry::new(1);
+        registry.sequences(2).unwrap();
+        registry.skip_sequences_in_use(at(1_000));
+        assert_eq!(registry.sequences(1).unwrap(), StreamSeq(256_000));
+        registry.skip_sequences_in_use(at(2_000));
+        assert_eq!(registry.sequences(1).unwrap(), StreamSeq(256_001));
+        for clock in [UNIX_EPOCH, at(0), at(SEQ_END)] {
+            let mut registry = Registry::new(1);
+            registry.sequences(2).unwrap();
+            registry.skip_sequences_in_use(clock);
+            assert_eq!(registry.sequences(1).unwrap(), StreamSeq(3), "a clock that is wrong");
+        }
     }
 }
