@@ -43,6 +43,23 @@ fn every_exit_status_is_the_commands_own() {
 }
 
 #[test]
+fn a_signal_arrives_though_stdin_is_stuck() {
+    let daemon = Daemon::start(&[]);
+    let _agent = daemon.agent("vm", &[]);
+    for protocol in ["1", "2"] {
+        let script = "trap 'exit 9' USR1; echo up; while :; do sleep 0.05; done";
+        let mut command = exec(&daemon, &["--protocol", protocol, "--", "sh", "-c", script]);
+        let mut child = command.stdin(std::fs::File::open("/dev/zero").unwrap()).spawn().unwrap();
+        let mut up = [0; 3];
+        child.stdout.as_mut().unwrap().read_exact(&mut up).unwrap();
+        thread::sleep(std::time::Duration::from_millis(300));
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGUSR1).unwrap();
+        assert_eq!(wait(&mut child).code(), Some(9), "protocol {protocol}");
+    }
+}
+
+#[test]
 fn failures_are_not_taken_for_the_commands_own_status() {
     let daemon = Daemon::start(&[]);
     let _agent = daemon.agent("vm", &[]);

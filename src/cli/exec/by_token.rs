@@ -1,13 +1,14 @@
 //! `exec` over protocol 2: this process is runtime and shim at once, on two connections.
 //!
 //! Owns the conversation that starts the process. The asymmetry to know: the token is claimed and the terminal's size
-//! told before the process is started; the daemon keeps both until it runs. A signal is the shim's business first, and
-//! the runtime's, who knows the process by name, where the daemon does not trust the agent to take it.
+//! told before the process is started; the daemon keeps both until it runs. Signals name the process on the runtime's
+//! connection, where no stdin is in their way; the shim's carries those that come before there is a process, or that
+//! are refused.
 
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context;
 use nix::libc;
@@ -47,7 +48,9 @@ pub(super) fn run(args: Args, attached: Attached, signals: SignalFd) -> anyhow::
     shim.connect_shim(&token).with_context(|| format!("no session at VM {vm}"))?;
     let (mut reader, writer) = shim.split();
     let tty = args.tty;
-    let passing = Passing { link: Arc::new(Link::new(writer)), leaving: Arc::default() };
+    let id = process_id();
+    let owner = Owner { runtime, container: args.container.clone(), process: id.clone() };
+    let passing = Passing::new(Link::new(writer), owner);
     let watch = passing.clone();
     std::thread::spawn(move || watch.run(&signals, tty));
 
@@ -55,10 +58,8 @@ pub(super) fn run(args: Args, attached: Attached, signals: SignalFd) -> anyhow::
         passing.link.resize()?;
     }
     let cannot_run = args.cannot_run();
-    let id = process_id();
-    let mut owner = Owner { runtime, container: args.container.clone(), process: id.clone() };
     let command = ExecCmd { container: args.container.clone(), process: args.into_process(id) };
-    owner.runtime.hyper("execcmd", &[token], &command).context(cannot_run)?;
+    passing.owner().runtime.hyper("execcmd", &[token], &command).context(cannot_run)?;
     let stdin_is_terminal = io::stdin().is_terminal();
     let raw = if tty && stdin_is_terminal {
         Some(RawMode::enter().context("cannot put the terminal into raw mode")?)
@@ -66,7 +67,7 @@ pub(super) fn run(args: Args, attached: Attached, signals: SignalFd) -> anyhow::
         None
     };
     pump::spawn_stdin(Arc::clone(&passing.link), StdinEnd::of(tty, stdin_is_terminal));
-    let end = outputs(&mut reader, &mut Outputs::own()?, |answer| passing.answered(answer, &mut owner));
+    let end = outputs(&mut reader, &mut Outputs::own()?, |answer| passing.answered(answer));
     drop(raw);
     passing.wait_if_leaving();
     match end? {
@@ -79,8 +80,8 @@ pub(super) fn run(args: Args, attached: Attached, signals: SignalFd) -> anyhow::
         }
         End::NobodyReads => {
             // The command would run on with nobody listening: it gets what a local one would have got.
-            if passing.link.signal(libc::SIGPIPE).is_ok() && is_refused(&mut reader) {
-                owner.signal(libc::SIGPIPE);
+            if !passing.owner().signal(libc::SIGPIPE) && passing.link.signal(libc::SIGPIPE).is_ok() {
+                discard_until_answered(&mut reader);
             }
             passing.link.leave(true);
             Ok(ExitCode::from(CLOSED_PIPE))
@@ -88,21 +89,16 @@ pub(super) fn run(args: Args, attached: Attached, signals: SignalFd) -> anyhow::
     }
 }
 
-/// Whether the last signal is refused. The command's output meanwhile is of no interest any more.
-fn is_refused(reader: &mut ShimReader) -> bool {
+/// The command's output is of no interest any more, the answer to the last signal is.
+fn discard_until_answered(reader: &mut ShimReader) {
     if reader.set_timeout(Some(PATIENCE)).is_err() {
-        return false;
+        return;
     }
-    loop {
-        match reader.read_event() {
-            Ok(ShimEvent::Stdout(_) | ShimEvent::Stderr(_)) => {}
-            Ok(event) => return event.refused().is_some(),
-            Err(_) => return false,
-        }
-    }
+    while let Ok(ShimEvent::Stdout(_) | ShimEvent::Stderr(_)) = reader.read_event() {}
 }
 
 /// The runtime that started the process.
+#[derive(Debug)]
 struct Owner {
     runtime: RuntimeClient,
     container: String,
@@ -122,21 +118,30 @@ impl Owner {
 #[derive(Debug, Clone)]
 struct Passing {
     link: Arc<Link>,
+    owner: Arc<Mutex<Owner>>,
     /// Set once a signal ends this process: nobody may then end it with another status.
     leaving: Arc<AtomicBool>,
 }
 
 impl Passing {
+    fn new(link: Link, owner: Owner) -> Passing {
+        Passing { link: Arc::new(link), owner: Arc::new(Mutex::new(owner)), leaving: Arc::default() }
+    }
+
+    /// A thread that panicked with it left it usable.
+    fn owner(&self) -> MutexGuard<'_, Owner> {
+        self.owner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Acts on signals for as long as the process lives.
     fn run(&self, signals: &SignalFd, tty: bool) {
         while let Ok(signal) = os::signals::next(signals) {
             match reaction(signal, tty) {
                 Reaction::Resize => drop(self.link.resize()),
-                // Without a connection the session is over, and the main thread about to say so.
-                Reaction::PassOn => drop(self.link.signal(signal)),
+                Reaction::PassOn => self.pass_on(signal),
                 Reaction::Leave => {
                     self.leaving.store(true, Ordering::SeqCst);
-                    let _ = self.link.signal(signal);
+                    self.pass_on(signal);
                     self.link.wait_for_answers(PATIENCE);
                     self.leave(signal);
                 }
@@ -145,13 +150,20 @@ impl Passing {
         }
     }
 
+    /// By name where that is possible at once and taken, else over the shim's connection.
+    fn pass_on(&self, signal: i32) {
+        // The runtime's connection is busy until the process has started.
+        if !self.owner.try_lock().is_ok_and(|mut owner| owner.signal(signal)) {
+            // Without a connection the session is over, and the main thread about to say so.
+            let _ = self.link.signal(signal);
+        }
+    }
+
     /// A size the agent does not take is forgotten; a signal it does not take ends this process.
-    fn answered(&self, answer: &ShimEvent<'_>, owner: &mut Owner) {
+    fn answered(&self, answer: &ShimEvent<'_>) {
         self.link.answered(answer, |signal, refused| {
-            if signal == libc::SIGWINCH || refused.is_none() || owner.signal(signal) {
-                return;
-            }
-            if !self.leaving.swap(true, Ordering::SeqCst) {
+            let matters = refused.is_some() && signal != libc::SIGWINCH;
+            if matters && !self.leaving.swap(true, Ordering::SeqCst) {
                 say_refused(signal);
                 self.leave(signal);
             }
