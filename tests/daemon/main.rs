@@ -12,5 +12,6 @@ mod hello;
 mod lifecycle;
 mod messages;
 mod scene;
+mod shims;
 mod status;
 mod streams;
