@@ -247,7 +247,7 @@ mod tests {
     fn channel() -> (Channel, ControlHandle, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (ready, _) = oneshot::channel();
-        let (mut channel, handle) = Channel::new("vm", ours, ready);
+        let (mut channel, handle) = Channel::new("vm", ours, ready, mpsc::channel(1).0);
         channel.control.received(crate::wire::hyper::Message::new(Code::Ready, []), Duration::ZERO);
         channel.carry_out();
         (channel, handle, theirs)

@@ -191,7 +191,10 @@ impl ShardMailbox {
         if let Report::Relay(relay::Report::LinkUnblocked { vm }) = report
             && self.queues.reports.is_full()
         {
-            let blocked = |waiting: &Report| matches!(waiting, Report::Relay(relay::Report::LinkBlocked { vm: blocked, .. }) if *blocked == vm);
+            let blocked = |waiting: &Report| match waiting {
+                Report::Relay(relay::Report::LinkBlocked { vm: held_back, .. }) => *held_back == vm,
+                _ => false,
+            };
             if let Some(position) = self.backlog.iter().rposition(blocked) {
                 self.backlog.remove(position);
                 return;
