@@ -170,8 +170,9 @@ pub const READY_PATIENCE_MS: u64 = 1_000;
 /// Seconds a stopping daemon spends on flushing what clients are owed (`--stop-timeout`).
 pub const STOP_TIMEOUT_SECS: u64 = 5;
 
-/// `ringway agent`: the API version it answers (`--api-version`). Source: hyperstart 0.7.
-pub const GUEST_API_VERSION: u32 = 4_242;
+/// `ringway agent`: the API version it answers (`--api-version`). Source: hyperstart
+/// 1.1, the first whose agents signal any process.
+pub const GUEST_API_VERSION: u32 = 4_244;
 
 /// `ringway agent`: longest frame it writes, header included (`--frame-max`). Source: hyperstart's agents.
 pub const GUEST_FRAME_DEFAULT: u32 = 10_240;

@@ -249,8 +249,8 @@ impl Coordinator {
             if entry.progress != Progress::Waiting {
                 return Err(RequestError::TokenUsed(token.to_owned()));
             }
-            let StartCommand { container, process, .. } = &command;
-            let target = Target { container: container.clone(), process: process.clone(), first };
+            let container = if first { &command.new_container } else { &command.container };
+            let target = Target { container: container.clone(), process: command.process.clone(), first };
             tokens.set(base, Progress::Starting(target));
         }
         let answer = self.hyper(vm, name, command.payload).await;

@@ -110,7 +110,9 @@ pub enum ProcessError {
 pub struct StartCommand {
     /// The payload for the agent.
     pub payload: Vec<u8>,
-    /// The container: `id` of newcontainer, `container` of execcmd.
+    /// Its member `id`: the container that newcontainer makes.
+    pub new_container: String,
+    /// Its member `container`: the one that execcmd runs in.
     pub container: String,
     /// The process's `id`, empty when it has none.
     pub process: String,
@@ -139,10 +141,10 @@ pub fn assign(data: Option<&RawValue>, stdio: u64) -> Result<StartCommand, Proce
         process.set("stderr", number(stdio + 1));
     }
     let id = process.string("id");
-    let container = if command.get("id").is_some() { command.string("id") } else { command.string("container") };
+    let (new_container, container) = (command.string("id"), command.string("container"));
     command.set("process", to_raw_value(&process).expect("text serializes"));
     let payload = serde_json::to_vec(&command).expect("text serializes");
-    Ok(StartCommand { payload, container, process: id, terminal })
+    Ok(StartCommand { payload, new_container, container, process: id, terminal })
 }
 
 fn number(n: u64) -> Box<RawValue> {
@@ -163,7 +165,7 @@ mod tests {
         let command = assign(Some(&raw(data)), 7).unwrap();
         let want = r#"{"id":"c","x":[1, 2.50],"process":{"args":["é"],"stdio":7,"u":1e3,"user":null,"stderr":8}}"#;
         assert_eq!(String::from_utf8(command.payload).unwrap(), want);
-        assert_eq!((command.container.as_str(), command.process.as_str(), command.terminal), ("c", "", false));
+        assert_eq!((command.new_container.as_str(), command.process.as_str(), command.terminal), ("c", "", false));
     }
 
     #[test]

@@ -33,7 +33,7 @@ fn ready_comes_on_every_connection_where_asked_for() {
 #[test]
 fn the_version_is_what_was_asked_for() {
     let guest = Guest::start(&[]);
-    assert_eq!(guest.connect().ask(Code::Version, ""), Ok(4242_u32.to_be_bytes().to_vec()));
+    assert_eq!(guest.connect().ask(Code::Version, ""), Ok(4244_u32.to_be_bytes().to_vec()));
     let guest = Guest::start(&["--api-version", "4244"]);
     assert_eq!(guest.connect().ask(Code::Version, ""), Ok(4244_u32.to_be_bytes().to_vec()));
 }

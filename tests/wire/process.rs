@@ -78,12 +78,13 @@ fn only_zero_is_zero() {
 fn whose_process_it_is() {
     let names = |json: &str| {
         let command = put(json).expect("a process");
-        (command.container, command.process)
+        (command.new_container, command.container, command.process)
     };
-    let pair = |container: &str, process: &str| (container.to_owned(), process.to_owned());
-    assert_eq!(names(r#"{"id":"c","process":{"id":"p"}}"#), pair("c", "p"));
-    assert_eq!(names(r#"{"Container":"c\u0026d","process":{"ID":"p"}}"#), pair("c&d", "p"));
-    assert_eq!(names(r#"{"process":{"id":7}}"#), pair("", ""));
+    let three = |new: &str, old: &str, process: &str| (new.to_owned(), old.to_owned(), process.to_owned());
+    assert_eq!(names(r#"{"id":"c","process":{"id":"p"}}"#), three("c", "", "p"));
+    assert_eq!(names(r#"{"id":"x","container":"c","process":{"id":"p"}}"#), three("x", "c", "p"));
+    assert_eq!(names(r#"{"Container":"c\u0026d","process":{"ID":"p"}}"#), three("", "c&d", "p"));
+    assert_eq!(names(r#"{"process":{"id":7}}"#), three("", "", ""));
 }
 
 #[test]
