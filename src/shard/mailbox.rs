@@ -1,8 +1,8 @@
 //! How the coordinator and a shard talk: orders one way, reports the other, both through bounded queues.
 //!
 //! Whoever finds a queue full keeps what it has and is woken when there is room; nothing is dropped. The asymmetry to
-//! know: a shard never waits for the coordinator, so a full queue of reports goes into a backlog of its own, whose
-//! length is bounded by the links and sessions that can end.
+//! know: a shard never waits for the coordinator, so a full queue of reports goes into a backlog of its own. Its length
+//! is bounded by the links and sessions there are: of a link that is held back and read again meanwhile, one pair.
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
@@ -131,8 +131,16 @@ impl ShardMailbox {
         self.queues.orders.pop()
     }
 
-    /// Queues a report and tells the coordinator.
+    /// Queues a report and tells the coordinator. While the queue is full, a link that is read again takes the report
+    /// that it is held back, if that still waits, out of the backlog: nobody needs to hear of either any more.
     pub fn report(&mut self, report: Report) {
+        if let Report::Relay(relay::Report::LinkUnblocked { vm }) = report
+            && self.queues.reports.is_full()
+            && let Some(position) = self.backlog.iter().rposition(|waiting| says_blocked(waiting, vm))
+        {
+            self.backlog.remove(position);
+            return;
+        }
         self.backlog.push_back(report);
     }
 
@@ -166,6 +174,11 @@ impl ShardMailbox {
     pub fn awake(&self) {
         self.waker.awake();
     }
+}
+
+/// Whether a report says that this VM's link is held back.
+fn says_blocked(report: &Report, of: u64) -> bool {
+    matches!(report, Report::Relay(relay::Report::LinkBlocked { vm, .. }) if *vm == of)
 }
 
 #[cfg(test)]
@@ -202,5 +215,33 @@ mod tests {
             theirs.deliver();
         }
         assert!(ours.next_report().is_none());
+    }
+
+    #[test]
+    fn links_that_stop_and_go_do_not_grow_the_backlog() {
+        let (ours, mut theirs) = mailbox(Waker::new().unwrap(), Arc::new(Notify::new()));
+        let by = StreamSeq(1);
+        for _ in 0..10 * MAILBOX_LEN {
+            for vm in [7, 8] {
+                theirs.report(Report::Relay(relay::Report::LinkBlocked { vm, by }));
+            }
+            for vm in [7, 8] {
+                theirs.report(Report::Relay(relay::Report::LinkUnblocked { vm }));
+            }
+            theirs.deliver();
+        }
+        theirs.report(Report::Relay(relay::Report::LinkBlocked { vm: 7, by }));
+        assert!(theirs.backlog.len() <= 5, "{} reports wait", theirs.backlog.len());
+        let mut held = std::collections::BTreeMap::new();
+        loop {
+            theirs.deliver();
+            match ours.next_report() {
+                Some(Report::Relay(relay::Report::LinkBlocked { vm, .. })) => held.insert(vm, true),
+                Some(Report::Relay(relay::Report::LinkUnblocked { vm })) => held.insert(vm, false),
+                None => break,
+                other => panic!("{other:?}"),
+            };
+        }
+        assert_eq!(held.into_iter().collect::<Vec<_>>(), [(7, true), (8, false)], "how they are in the end");
     }
 }
