@@ -113,6 +113,9 @@ pub const SECONDS_MAX: u64 = 3_600;
 /// Highest number of a CPU that may be named, exclusive: what a `cpu_set_t` holds (sched_setaffinity(2)).
 pub const CPUS_END: u32 = 1_024;
 
+/// VMs' sockets being opened at once; more wait. Each takes a thread, for as long as its file system does.
+pub const OPENINGS_MAX: usize = 256;
+
 /// Registered VMs at once.
 pub const VMS_MAX: usize = 16_384;
 

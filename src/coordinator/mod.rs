@@ -14,11 +14,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
 use tokio::net::UnixStream;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info, warn};
 
@@ -26,6 +27,7 @@ pub use self::registry::{RequestError, VmRef};
 
 use self::channel::Channel;
 use self::registry::{Registry, VmState};
+use crate::limits::OPENINGS_MAX;
 use crate::os::fds::{self, PeerCredentials};
 use crate::os::guest_socket::{GuestSocket, PathError};
 use crate::os::usage;
@@ -64,6 +66,8 @@ struct Inner {
     draining: Cell<usize>,
     drained: Notify,
     failed: Notify,
+    /// Places for threads that open VMs' sockets.
+    openings: Arc<Semaphore>,
     began: Instant,
 }
 
@@ -85,6 +89,7 @@ impl Coordinator {
             draining: Cell::default(),
             drained: Notify::new(),
             failed: Notify::new(),
+            openings: Arc::new(Semaphore::new(OPENINGS_MAX)),
             began: Instant::now(),
         }));
         tokio::task::spawn_local(coordinator.clone().take_reports());
@@ -195,7 +200,9 @@ impl Coordinator {
         deadline: Instant,
     ) -> Result<UnixStream, RequestError> {
         let refused = |why: String| RequestError::Connect { id: vm.id.clone(), path: path.to_owned(), why };
-        let socket = GuestSocket::open(path, client.uid, &self.0.settings.vm_dirs).map_err(|why| match why {
+        let opened = timeout_at(deadline, self.open(path, client)).await;
+        let opened = opened.map_err(|_| refused("opening it takes too long".to_owned()))?.map_err(out_of)?;
+        let socket = opened.map_err(|why| match why {
             PathError::Open { errno: errno @ (Errno::EMFILE | Errno::ENFILE), .. } => out_of(errno.into()),
             why => RequestError::Path { id: vm.id.clone(), why: why.to_string() },
         })?;
@@ -208,6 +215,20 @@ impl Coordinator {
                 Err(error) => return Err(refused(hint(&error))),
             }
         }
+    }
+
+    /// Opens a VM's socket on a thread of its own: a path on a file system that hangs holds up nobody else, nor the end
+    /// of the daemon. Of such threads there is a bounded number.
+    async fn open(&self, path: &str, client: PeerCredentials) -> io::Result<Result<GuestSocket, PathError>> {
+        let place = Arc::clone(&self.0.openings).acquire_owned().await.map_err(io::Error::other)?;
+        let (path, dirs) = (path.to_owned(), self.0.settings.vm_dirs.clone());
+        let (opened, is_opened) = oneshot::channel();
+        thread::Builder::new().name("open".to_owned()).spawn(move || {
+            // Nobody waits any more: the socket closes.
+            let _ = opened.send(GuestSocket::open(&path, client.uid, &dirs));
+            drop(place);
+        })?;
+        is_opened.await.map_err(io::Error::other)
     }
 
     /// Finds a VM by name.
