@@ -161,8 +161,14 @@ impl Coordinator {
             Ok(Ok(true)) => self.0.registry.borrow_mut().skip_sequences_in_use(SystemTime::now()),
             Ok(Ok(false)) => {}
             Ok(Err(_)) => {
-                let why = "the agent closed its control channel before it was ready".to_owned();
-                return Err(RequestError::Gone { id: vm.id.clone(), why });
+                // Its task left the reason with the VM before it let go of the question.
+                return Err(self
+                    .0
+                    .registry
+                    .borrow_mut()
+                    .usable(vm)
+                    .err()
+                    .unwrap_or(RequestError::Unknown(vm.id.clone())));
             }
             Err(_) => {
                 let seconds = self.0.settings.deadline.as_secs();
@@ -317,9 +323,13 @@ impl Coordinator {
             if matches!(vm.state, VmState::Gone(_)) {
                 return;
             }
-            warn!(vm = id, why, "VM lost");
-            vm.state = VmState::Gone(why.to_owned());
+            let before = std::mem::replace(&mut vm.state, VmState::Gone(why.to_owned()));
             vm.control = None;
+            if before == VmState::Connecting {
+                // Its hello fails and says why.
+                return;
+            }
+            warn!(vm = id, why, "VM lost");
             vm.shard
         };
         self.count(|counters| counters.vms_lost += 1);

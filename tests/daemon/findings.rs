@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use nix::sys::signal::Signal;
 
 use super::client::pattern;
-use super::guest::Guest;
+use super::guest::{Guest, Ports};
 use super::harness::until;
 use super::scene::Scene;
 
@@ -36,4 +36,22 @@ fn new_clients_are_refused_while_it_stops() {
     assert!(scene.daemon.is_running());
     assert!(session.take(len) == pattern(3, len));
     assert_eq!(scene.daemon.wait().code(), Some(0));
+}
+
+#[test]
+fn a_vm_that_fails_its_hello_says_why_and_is_not_lost() {
+    let mut scene = Scene::set(&[]);
+    let ports = Ports::open(&scene.daemon, "bad");
+    let mut client = scene.daemon.client();
+    ports.send_hello(&mut client, "bad");
+    let mut guest = ports.accept();
+    // A message of 4 bytes: less than its own header.
+    std::io::Write::write_all(&mut guest.ctl, &[0, 0, 0, 8, 0, 0, 0, 4]).unwrap();
+    let error = client.response().unwrap_err();
+    assert!(error.starts_with("bad: the VM is gone: the agent broke the protocol on its control channel"), "{error}");
+    scene.daemon.logged(&["WARN", "hello failed", "broke the protocol"]);
+    assert_eq!(scene.daemon.status().counters.vms_lost, 0);
+    assert!(!scene.daemon.log().contains("VM lost"), "{}", scene.daemon.log());
+    drop((client, guest));
+    scene.is_sound();
 }
