@@ -9,6 +9,7 @@ pub mod control;
 mod registry;
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -420,11 +421,14 @@ impl Coordinator {
             self.post(shard, Order::Status(reply)).await;
             links.extend(answer.await.unwrap_or_default().into_iter().map(|link| (shard, link)));
         }
-        let mut vms: Vec<VmStatus> = self.0.registry.borrow().vms.iter().map(|(id, vm)| vm_status(id, vm)).collect();
+        let (mut vms, mut positions) = (Vec::new(), HashMap::new());
+        for (position, (id, vm)) in self.0.registry.borrow().vms.iter().enumerate() {
+            vms.push(vm_status(id, vm));
+            positions.insert(vm.key, position);
+        }
         for (shard, link) in links {
-            let id = self.name(link.vm);
-            let position = vms.iter().position(|vm| vm.id == id).unwrap_or_else(|| {
-                let shard = u32::try_from(shard).unwrap_or(u32::MAX);
+            let position = *positions.entry(link.vm).or_insert_with(|| {
+                let (id, shard) = (self.name(link.vm), u32::try_from(shard).unwrap_or(u32::MAX));
                 vms.push(VmStatus { id, state: "gone".to_owned(), shard, ..VmStatus::default() });
                 vms.len() - 1
             });
