@@ -55,3 +55,20 @@ fn a_vm_that_fails_its_hello_says_why_and_is_not_lost() {
     drop((client, guest));
     scene.is_sound();
 }
+
+#[test]
+fn refusals_are_short_and_do_not_flood_the_log() {
+    let mut scene = Scene::set(&[]);
+    let mut client = scene.daemon.client();
+    let long = "x".repeat(100_000);
+    let error = client.ask(&long, &serde_json::Value::Null).unwrap_err();
+    assert_eq!(error, format!("no payload named '{}'", &long[..512]));
+    for _ in 0..100 {
+        client.is_in_step();
+    }
+    drop(client);
+    scene.is_sound();
+    let log = scene.daemon.log();
+    assert_eq!(log.lines().filter(|line| line.contains("request refused")).count(), 10);
+    assert!(log.lines().all(|line| line.len() < 2_000));
+}
