@@ -75,6 +75,8 @@ struct Connection {
     vm: Option<VmRef>,
     /// It left without waiting for an answer; what it asked before that is still done.
     has_left: bool,
+    /// Its first bytes have come.
+    has_begun: bool,
     /// Requests refused.
     refused: u32,
 }
@@ -90,7 +92,8 @@ impl Connection {
         };
         coordinator.count(|counters| counters.clients_accepted += 1);
         coordinator.client_count(1);
-        let mut connection = Connection { stream, coordinator, peer, vm: None, has_left: false, refused: 0 };
+        let mut connection =
+            Connection { stream, coordinator, peer, vm: None, has_left: false, has_begun: false, refused: 0 };
         let (pid, uid) = (peer.pid, peer.uid);
         match connection.run().await {
             End::Closed => debug!(pid, uid, "client closed"),
@@ -149,7 +152,7 @@ impl Connection {
             return Err(if decoder.pending() == 0 { End::Closed } else { End::Truncated });
         }
         // The first bytes of a connection tell the protocols apart: a protocol 1 length is below 128 KiB.
-        if decoder.pending() == 0 && buffer[..n].starts_with(&[0, 2]) {
+        if !std::mem::replace(&mut self.has_begun, true) && buffer[..n].starts_with(&[0, 2]) {
             return Err(End::Protocol2);
         }
         decoder.push(&buffer[..n]);

@@ -134,7 +134,8 @@ pub struct SessionStatus {
     pub io_base: u64,
     /// Sequences: 1, or 2 with stderr of its own.
     pub streams: u8,
-    /// `open`, `input-ended` (the client will send no more) or `draining` (its VM is gone).
+    /// `open`, `input-ended` (the client will send no more), `output-refused` (it closed, and what it sent is still
+    /// read), `draining` (its VM is gone and it is owed output) or `leaving` (it is gone and its agent is owed input).
     pub state: String,
     /// Frames and bytes to the client.
     pub to_client: Flow,

@@ -72,3 +72,16 @@ fn refusals_are_short_and_do_not_flood_the_log() {
     assert_eq!(log.lines().filter(|line| line.contains("request refused")).count(), 10);
     assert!(log.lines().all(|line| line.len() < 2_000));
 }
+
+#[test]
+fn protocol_2_begins_a_connection_or_is_a_fault() {
+    let mut scene = Scene::set(&[]);
+    let mut client = scene.daemon.client();
+    client.is_in_step();
+    client.send_bytes(&[0, 2, 0, 0, 0, 0, 0, 0]);
+    client.expect_end();
+    scene.daemon.logged(&["WARN", "connection ended: protocol broken by the client"]);
+    assert!(!scene.daemon.log().contains("speaks protocol 2"), "{}", scene.daemon.log());
+    drop(client);
+    scene.is_sound();
+}
