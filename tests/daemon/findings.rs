@@ -1,12 +1,13 @@
 //! What a review found, where only the real daemon shows it.
 
 use std::os::unix::net::UnixStream;
+use std::process::Stdio;
 
 use nix::sys::signal::Signal;
 
-use super::client::pattern;
+use super::client::{patient, pattern};
 use super::guest::{Guest, Ports};
-use super::harness::until;
+use super::harness::{ringway, until};
 use super::scene::Scene;
 
 #[test]
@@ -84,4 +85,20 @@ fn protocol_2_begins_a_connection_or_is_a_fault() {
     assert!(!scene.daemon.log().contains("speaks protocol 2"), "{}", scene.daemon.log());
     drop(client);
     scene.is_sound();
+}
+
+#[test]
+fn the_agent_logs_as_much_as_it_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    for (level, speaks) in [("info", true), ("error", false)] {
+        let (ctl, io) = (dir.path().join(format!("{level}.ctl")), dir.path().join(format!("{level}.io")));
+        let mut command = ringway(&["agent", "--log", level, "--ctl", ctl.to_str().unwrap()]);
+        let mut child = command.arg("--io").arg(&io).stderr(Stdio::piped()).spawn().unwrap();
+        let mut host = patient(until("a connection", || UnixStream::connect(&ctl).ok()));
+        // READY: it has said before what it had to say of its start.
+        std::io::Read::read_exact(&mut host, &mut [0; 8]).unwrap();
+        child.kill().unwrap();
+        let said = String::from_utf8(child.wait_with_output().unwrap().stderr).unwrap();
+        assert_eq!(said.contains("agent started"), speaks, "{said}");
+    }
 }
