@@ -7,6 +7,8 @@
 use std::io;
 use std::process;
 use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use anyhow::Context;
 use tokio::net::UnixListener;
@@ -23,12 +25,15 @@ use crate::os::listener::Listener;
 use crate::os::{activation, cpu, rlimit};
 use crate::reactor::{self, Features};
 use crate::relay::Tuning;
-use crate::shard::{self, Order, ShardConfig, ShardHandle};
+use crate::shard::{self, Mailbox, Order, ShardConfig, ShardHandle};
 
 /// Mode of the proxy socket: the owner and the group may connect.
 const PROXY_MODE: u32 = 0o660;
 /// Mode of the admin socket: the owner alone.
 const ADMIN_MODE: u32 = 0o600;
+
+/// How long the shards' threads may take to end once they are told to.
+const THREAD_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Exit status after a second signal.
 const KILLED: i32 = 130;
@@ -43,7 +48,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let (proxy, owned) = proxy_listener(&config)?;
     let admin = Listener::bind(&config.admin_socket, ADMIN_MODE)?;
     let reports = Arc::new(Notify::new());
-    let shards = start_shards(&config, features, descriptors, &reports)?;
+    let mut shards = start_shards(&config, features, descriptors, &reports)?;
     let questions = admin::spawn(admin.socket()?).context("starting the admin socket's thread")?;
     info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -54,19 +59,16 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         descriptors,
         "ringway serves"
     );
-    tokio_uring::builder().entries(64).start(async {
-        let threads: Vec<_> = shards.iter().map(|shard| shard.mailbox.clone()).collect();
+    let threads: Vec<_> = shards.iter_mut().map(|shard| (shard.mailbox.clone(), shard.thread.take())).collect();
+    let served = tokio_uring::builder().entries(64).start(async {
         let coordinator = Coordinator::new(settings(&config), shards, reports);
         tokio::task::spawn_local(admin::answer(questions, coordinator.clone()));
         let listener = UnixListener::from_std(proxy).context("proxy socket")?;
-        let outcome = serve(&config, coordinator, listener).await;
-        for mailbox in threads {
-            // A full queue belongs to a shard that is stuck; the process ends without it.
-            let _ = mailbox.post(Order::Stop);
-        }
-        outcome
-    })?;
-    drop((owned, admin));
+        serve(&config, coordinator, listener, owned).await
+    });
+    end(threads);
+    served?;
+    drop(admin);
     info!("ringway has stopped");
     Ok(())
 }
@@ -119,8 +121,30 @@ fn start_shards(
         .collect()
 }
 
+/// Ends the shards' threads, so that their rings are gone before the process is. One that is stuck is left behind.
+fn end(threads: Vec<(Mailbox, Option<JoinHandle<()>>)>) {
+    let deadline = std::time::Instant::now() + THREAD_PATIENCE;
+    for (mailbox, _) in &threads {
+        // A full queue belongs to a shard that is stuck.
+        let _ = mailbox.post(Order::Stop);
+    }
+    for thread in threads.into_iter().filter_map(|(_, thread)| thread) {
+        while !thread.is_finished() && std::time::Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(1));
+        }
+        if !thread.is_finished() {
+            warn!(thread = thread.thread().name(), "a shard does not end; the daemon ends without it");
+        }
+    }
+}
+
 /// Serves until a signal or a failed shard, then drains.
-async fn serve(config: &Config, coordinator: Coordinator, listener: UnixListener) -> anyhow::Result<()> {
+async fn serve(
+    config: &Config,
+    coordinator: Coordinator,
+    listener: UnixListener,
+    owned: Option<Listener>,
+) -> anyhow::Result<()> {
     let mut signals = Signals::new().context("signal handlers")?;
     let door = tokio::task::spawn_local(cc::serve(listener, coordinator.clone(), config.max_clients));
     notify(&[sd_notify::NotifyState::Ready]);
@@ -129,7 +153,10 @@ async fn serve(config: &Config, coordinator: Coordinator, listener: UnixListener
         () = coordinator.failed() => anyhow::bail!("a shard's ring failed; see the log"),
     }
     notify(&[sd_notify::NotifyState::Stopping]);
+    // New clients are refused from now on: they would be heard by nobody.
     door.abort();
+    let _ = door.await;
+    drop(owned);
     let deadline = Instant::now() + config.stop_timeout;
     tokio::select! {
         () = coordinator.drain(deadline) => Ok(()),
@@ -146,21 +173,29 @@ fn notify(states: &[sd_notify::NotifyState<'_>]) {
     }
 }
 
-/// The signals that end the daemon.
+/// The signals that end the daemon, and SIGHUP, which does not.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hang_up: Signal,
 }
 
 impl Signals {
     fn new() -> io::Result<Signals> {
-        Ok(Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
     }
 
     async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return "SIGTERM",
+                _ = self.interrupt.recv() => return "SIGINT",
+                _ = self.hang_up.recv() => info!("SIGHUP: there is nothing to reload"),
+            }
         }
     }
 }

@@ -125,6 +125,12 @@ pub const SHARDS_MAX: usize = 256;
 /// Client connections served at once (`--max-clients`); more wait in the listener's backlog.
 pub const CLIENTS_MAX: usize = 4_096;
 
+/// Bytes of a text a client chose that an answer or a line of the log repeats.
+pub const ECHO_MAX: usize = 512;
+
+/// Refusals of one connection that the log has at `info`; later ones are at `debug`.
+pub const REFUSALS_LOGGED: u32 = 10;
+
 /// Admin clients served at once.
 pub const ADMIN_CLIENTS_MAX: usize = 64;
 /// The most `--max-clients` may be raised to.
@@ -147,6 +153,9 @@ pub const SECONDS_MAX: u64 = 3_600;
 
 /// Highest number of a CPU that may be named, exclusive: what a `cpu_set_t` holds (sched_setaffinity(2)).
 pub const CPUS_END: u32 = 1_024;
+
+/// VMs' sockets being opened at once; more wait. Each takes a thread, for as long as its file system does.
+pub const OPENINGS_MAX: usize = 256;
 
 /// Registered VMs at once.
 pub const VMS_MAX: usize = 16_384;
@@ -211,6 +220,7 @@ const _: () = assert!(AGENT_FRAME_DEFAULT <= AGENT_FRAME_CEILING);
 const _: () = assert!(CC1_FRAME_MAX as usize <= SEND_MAX && AGENT_FRAME_CEILING as usize <= SEND_MAX);
 const _: () = assert!(CC2_RESPONSE_MAX as usize == CONTROL_REPLY_MAX);
 const _: () = assert!(COPY_MAX < CHUNK_LEN);
+const _: () = assert!(VM_ID_MAX < ECHO_MAX);
 const _: () = assert!(CONTROL_MESSAGE_MAX < CC1_MESSAGE_MAX);
 const _: () =
     assert!(CC1_MESSAGE_MAX < 0x2_0000, "protocol 2 begins 00 02: a protocol 1 length must stay below 128 KiB");

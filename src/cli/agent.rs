@@ -6,7 +6,9 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use super::logging;
 use crate::agent::{Config, ExitReport};
+use crate::config::LogFormat;
 use crate::limits::{
     CONTROL_MESSAGE_MAX, GUEST_API_VERSION, GUEST_CONTROL_RANGE, GUEST_FRAME_DEFAULT, GUEST_FRAME_RANGE,
 };
@@ -45,6 +47,9 @@ pub struct Args {
     /// Run every container in this root directory, whatever its rootfs says
     #[arg(long)]
     pub ignore_rootfs: bool,
+    /// What to log to standard error: error, warn, info, debug, trace, or a filter such as ringway=debug
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    pub log: String,
 }
 
 /// Runs the agent until it is told to end.
@@ -59,6 +64,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         args.control_max
     );
     anyhow::ensure!(args.ctl != args.io, "--ctl and --io must be different paths");
+    logging::init(&args.log, LogFormat::Text)?;
     crate::agent::run(Config {
         ctl: args.ctl,
         io: args.io,

@@ -205,16 +205,21 @@ impl Settings {
         }
         let cpus = self.cpus.map(|list| list.0).unwrap_or_default();
         let session_buffer = bytes(self.session_buffer, limits::SESSION_BUFFER);
-        let total_buffer = bytes(self.total_buffer, limits::TOTAL_BUFFER.max(session_buffer));
-        if session_buffer > total_buffer {
-            let text = format!("session-buffer ({session_buffer} bytes) is over total-buffer ({total_buffer} bytes)");
+        let shards = self.shards.unwrap_or_else(|| default_shards(&cpus));
+        let total_buffer = bytes(self.total_buffer, limits::TOTAL_BUFFER.max(session_buffer.saturating_mul(shards)));
+        let part = total_buffer / shards;
+        if session_buffer > part {
+            let text = format!(
+                "session-buffer ({session_buffer} bytes) is over one shard's part of total-buffer ({total_buffer} \
+                 bytes for {shards} shards: {part} each)"
+            );
             return Err(ConfigError(text));
         }
         Ok(Config {
             socket,
             admin_socket,
             vm_dirs: self.vm_dir,
-            shards: self.shards.unwrap_or_else(|| default_shards(&cpus)),
+            shards,
             cpus,
             pin: !self.no_pin,
             log: self.log.unwrap_or_else(|| "info".to_owned()),

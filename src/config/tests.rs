@@ -85,14 +85,19 @@ fn the_file_s_errors_name_file_line_and_key() {
 #[test]
 fn flags_errors_name_the_flag() {
     let long = format!("/{}", "x".repeat(limits::UNIX_PATH_MAX));
-    let cases: [(&[&str], &str); 7] = [
+    let cases: [(&[&str], &str); 8] = [
         (&["--agent-frame-max", "10241"], "--agent-frame-max: 10241 is too much; the least is 512, the most 10240"),
         (&["--shards", "0"], "--shards: 0 is too little"),
         (&["--socket", &long], "--socket: /xxx"),
         (&["--socket", "/"], "--socket: '/' does not name a socket"),
         (
-            &["--session-buffer", "8MiB", "--total-buffer", "1MiB"],
-            "session-buffer (8388608 bytes) is over total-buffer",
+            &["--session-buffer", "8MiB", "--total-buffer", "1MiB", "--shards", "1"],
+            "session-buffer (8388608 bytes) is over one shard's part of total-buffer (1048576 bytes for 1 shards",
+        ),
+        (
+            &["--session-buffer", "8MiB", "--total-buffer", "31MiB", "--shards", "4"],
+            "session-buffer (8388608 bytes) is over one shard's part of total-buffer (32505856 bytes for 4 shards: \
+             8126464 each)",
         ),
         (&["--log", ""], "--log: it is empty"),
         (&["--total-buffer", "x"], "error: invalid value 'x' for '--total-buffer <BYTES>': 'x' is no size"),
@@ -118,4 +123,10 @@ fn the_file_has_the_flags_names() {
         let error = file(&format!("{key} = {{}}")).unwrap_err().to_string();
         assert!(!error.contains("unknown field"), "{key}: {error}");
     }
+}
+
+#[test]
+fn without_a_total_each_shard_has_room_for_one_session() {
+    let config = from_flags(&["--session-buffer", "1GiB", "--shards", "4"]).unwrap();
+    assert_eq!(config.total_buffer, 4 << 30);
 }

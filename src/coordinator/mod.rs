@@ -18,11 +18,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
 use tokio::net::UnixStream;
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info, warn};
 
@@ -32,7 +33,7 @@ pub use self::shims::ShimLink;
 use self::channel::Channel;
 use self::registry::{Registry, VmState};
 use self::tokens::Tokens;
-use crate::limits::AGENT_EVENTS_MAX;
+use crate::limits::{AGENT_EVENTS_MAX, OPENINGS_MAX};
 use crate::os::fds::{self, PeerCredentials};
 use crate::os::guest_socket::{GuestSocket, PathError};
 use crate::os::usage;
@@ -74,6 +75,8 @@ struct Inner {
     draining: Cell<usize>,
     drained: Notify,
     failed: Notify,
+    /// Places for threads that open VMs' sockets.
+    openings: Arc<Semaphore>,
     began: Instant,
 }
 
@@ -97,6 +100,7 @@ impl Coordinator {
             draining: Cell::default(),
             drained: Notify::new(),
             failed: Notify::new(),
+            openings: Arc::new(Semaphore::new(OPENINGS_MAX)),
             began: Instant::now(),
         }));
         tokio::task::spawn_local(coordinator.clone().take_reports());
@@ -170,8 +174,14 @@ impl Coordinator {
             Ok(Ok(true)) => self.0.registry.borrow_mut().skip_sequences_in_use(SystemTime::now()),
             Ok(Ok(false)) => {}
             Ok(Err(_)) => {
-                let why = "the agent closed its control channel before it was ready".to_owned();
-                return Err(RequestError::Gone { id: vm.id.clone(), why });
+                // Its task left the reason with the VM before it let go of the question.
+                return Err(self
+                    .0
+                    .registry
+                    .borrow_mut()
+                    .usable(vm)
+                    .err()
+                    .unwrap_or(RequestError::Unknown(vm.id.clone())));
             }
             Err(_) => {
                 let seconds = self.0.settings.deadline.as_secs();
@@ -209,7 +219,9 @@ impl Coordinator {
         deadline: Instant,
     ) -> Result<UnixStream, RequestError> {
         let refused = |why: String| RequestError::Connect { id: vm.id.clone(), path: path.to_owned(), why };
-        let socket = GuestSocket::open(path, client.uid, &self.0.settings.vm_dirs).map_err(|why| match why {
+        let opened = timeout_at(deadline, self.open(path, client)).await;
+        let opened = opened.map_err(|_| refused("opening it takes too long".to_owned()))?.map_err(out_of)?;
+        let socket = opened.map_err(|why| match why {
             PathError::Open { errno: errno @ (Errno::EMFILE | Errno::ENFILE), .. } => out_of(errno.into()),
             why => RequestError::Path { id: vm.id.clone(), why: why.to_string() },
         })?;
@@ -222,6 +234,20 @@ impl Coordinator {
                 Err(error) => return Err(refused(hint(&error))),
             }
         }
+    }
+
+    /// Opens a VM's socket on a thread of its own: a path on a file system that hangs holds up nobody else, nor the end
+    /// of the daemon. Of such threads there is a bounded number.
+    async fn open(&self, path: &str, client: PeerCredentials) -> io::Result<Result<GuestSocket, PathError>> {
+        let place = Arc::clone(&self.0.openings).acquire_owned().await.map_err(io::Error::other)?;
+        let (path, dirs) = (path.to_owned(), self.0.settings.vm_dirs.clone());
+        let (opened, is_opened) = oneshot::channel();
+        thread::Builder::new().name("open".to_owned()).spawn(move || {
+            // Nobody waits any more: the socket closes.
+            let _ = opened.send(GuestSocket::open(&path, client.uid, &dirs));
+            drop(place);
+        })?;
+        is_opened.await.map_err(io::Error::other)
     }
 
     /// Finds a VM by name.
@@ -318,9 +344,13 @@ impl Coordinator {
             if matches!(vm.state, VmState::Gone(_)) {
                 return;
             }
-            warn!(vm = id, why, "VM lost");
-            vm.state = VmState::Gone(why.to_owned());
+            let before = std::mem::replace(&mut vm.state, VmState::Gone(why.to_owned()));
             vm.control = None;
+            if before == VmState::Connecting {
+                // Its hello fails and says why.
+                return;
+            }
+            warn!(vm = id, why, "VM lost");
             vm.shard
         };
         self.count(|counters| counters.vms_lost += 1);
@@ -428,15 +458,22 @@ impl Coordinator {
             self.post(shard, Order::Status(reply)).await;
             links.extend(answer.await.unwrap_or_default().into_iter().map(|link| (shard, link)));
         }
-        let mut vms: Vec<VmStatus> = self.0.registry.borrow().vms.iter().map(|(id, vm)| vm_status(id, vm)).collect();
-        vms.extend(self.0.registry.borrow().hidden.values().map(|(id, vm)| {
-            let state = "unregistered".to_owned();
-            VmStatus { state, ..vm_status(id, vm) }
-        }));
+        let (mut vms, mut positions) = (Vec::new(), HashMap::new());
+        {
+            let registry = self.0.registry.borrow();
+            let named = registry.vms.iter().map(|(id, vm)| (vm.key, vm_status(id, vm)));
+            let hidden = registry.hidden.values().map(|(id, vm)| {
+                let state = "unregistered".to_owned();
+                (vm.key, VmStatus { state, ..vm_status(id, vm) })
+            });
+            for (position, (key, vm)) in named.chain(hidden).enumerate() {
+                vms.push(vm);
+                positions.insert(key, position);
+            }
+        }
         for (shard, link) in links {
-            let id = self.name(link.vm);
-            let position = vms.iter().position(|vm| vm.id == id).unwrap_or_else(|| {
-                let shard = u32::try_from(shard).unwrap_or(u32::MAX);
+            let position = *positions.entry(link.vm).or_insert_with(|| {
+                let (id, shard) = (self.name(link.vm), u32::try_from(shard).unwrap_or(u32::MAX));
                 vms.push(VmStatus { id, state: "gone".to_owned(), shard, ..VmStatus::default() });
                 vms.len() - 1
             });
@@ -465,10 +502,14 @@ impl Coordinator {
     pub async fn drain(&self, deadline: Instant) {
         self.0.stopping.set(true);
         self.0.draining.set(self.0.shards.len());
-        for shard in 0..self.0.shards.len() {
-            self.post(shard, Order::Drain).await;
-        }
-        if timeout_at(deadline, self.0.drained.notified()).await.is_err() {
+        let drained = async {
+            // A shard that is stuck, with a full queue, holds up this for as long.
+            for shard in 0..self.0.shards.len() {
+                self.post(shard, Order::Drain).await;
+            }
+            self.0.drained.notified().await;
+        };
+        if timeout_at(deadline, drained).await.is_err() {
             warn!("stopping although some clients have not read what they are owed");
         }
     }

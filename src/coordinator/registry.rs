@@ -227,7 +227,10 @@ impl Registry {
             None => {}
         }
         if self.vms.len() >= VMS_MAX {
-            return Err(RequestError::TooManyVms);
+            // Numbers rise: the lowest is the VM that was registered first.
+            let gone = self.vms.values().filter(|vm| matches!(vm.state, VmState::Gone(_)));
+            let oldest = gone.map(|vm| vm.key).min().ok_or(RequestError::TooManyVms)?;
+            self.remove(oldest);
         }
         let shard = self.load.iter().enumerate().min_by_key(|&(_, load)| *load).map_or(0, |(shard, _)| shard);
         self.load[shard] += 1;
@@ -344,6 +347,21 @@ mod tests {
         assert_eq!(registry.usable(&first).unwrap_err().to_string(), "unknown containerID: vm");
         assert!(registry.remove(second.key).is_some());
         assert!(registry.remove(second.key).is_none());
+    }
+
+    #[test]
+    fn a_vm_that_died_makes_room_when_there_are_too_many() {
+        let mut registry = Registry::new(1);
+        let vms: Vec<_> = (0..VMS_MAX).map(|n| registry.reserve(&format!("vm{n}"), "/c", "/i").unwrap()).collect();
+        assert_eq!(registry.reserve("more", "/c", "/i"), Err(RequestError::TooManyVms));
+        for n in [9, 3, 5] {
+            registry.by_key(vms[n].key).unwrap().1.state = VmState::Gone("killed".to_owned());
+        }
+        for (name, evicted) in [("first", "vm3"), ("second", "vm5"), ("third", "vm9")] {
+            registry.reserve(name, "/c", "/i").unwrap();
+            assert!(registry.find(evicted).is_err() && !registry.vms.contains_key(evicted), "{evicted}");
+        }
+        assert_eq!(registry.reserve("more", "/c", "/i"), Err(RequestError::TooManyVms));
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //! talk to sockets the client may not talk to.
 //!
 //! The path is opened once, without connecting; what it turned out to be is checked; and the connection is made to
-//! that very file, whatever the path has become since.
+//! that very file, whatever the path has become since. Opening may take as long as the path's file system likes: it
+//! is nothing for a thread that serves others.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};

@@ -66,13 +66,35 @@ pub struct Reactor {
     /// Receive buffers and chunks.
     pub mem: Memory<BufPool>,
     sockets: Sockets,
-    /// Sockets whose receive found no buffer, oldest first.
-    starved: VecDeque<SocketId>,
+    starved: Starved,
+    /// Operations the kernel did not let into its full queue, oldest first.
+    postponed: VecDeque<squeue::Entry>,
     #[expect(clippy::vec_box, reason = "the box moves into a slot and back; its address is the kernel's")]
     spare_sends: Vec<Box<SendOp>>,
     waker: Waker,
     wake_count: Box<u64>,
     counters: Counters,
+}
+
+/// Sockets whose receive found no buffer, oldest first.
+#[derive(Debug, Default)]
+struct Starved {
+    to_client: VecDeque<SocketId>,
+    to_agent: VecDeque<SocketId>,
+}
+
+impl Starved {
+    fn of(&mut self, direction: Direction) -> &mut VecDeque<SocketId> {
+        match direction {
+            Direction::ToClient => &mut self.to_client,
+            Direction::ToAgent => &mut self.to_agent,
+        }
+    }
+
+    fn forget(&mut self, id: SocketId) {
+        self.to_client.retain(|&other| other != id);
+        self.to_agent.retain(|&other| other != id);
+    }
 }
 
 /// The ring, with a `Debug`.
@@ -90,6 +112,8 @@ fn build_ring() -> io::Result<IoUring> {
         .setup_single_issuer()
         .setup_defer_taskrun()
         .setup_coop_taskrun()
+        // With it an enter that does not wait runs the work that waits for it too.
+        .setup_taskrun_flag()
         .setup_submit_all()
         .setup_cqsize(COMPLETIONS)
         .dontfork()
@@ -116,7 +140,8 @@ impl Reactor {
             ring: Ring(ring),
             mem: Memory { leases, chunks: ChunkPool::default() },
             sockets: Sockets::new(sockets),
-            starved: VecDeque::new(),
+            starved: Starved::default(),
+            postponed: VecDeque::new(),
             spare_sends: Vec::new(),
             waker,
             wake_count: Box::new(0),
@@ -157,7 +182,7 @@ impl Reactor {
             Receive::Stopping { .. } => socket.receive = Receive::Stopping { again: false },
             Receive::Starved => {
                 socket.receive = Receive::Off;
-                self.starved.retain(|&other| other != id);
+                self.starved.forget(id);
             }
             Receive::Off => {}
         }
@@ -224,7 +249,7 @@ impl Reactor {
             self.cancel(id, OpKind::Receive);
         }
         if receive == Receive::Starved {
-            self.starved.retain(|&other| other != id);
+            self.starved.forget(id);
         }
         if watched {
             self.cancel(id, OpKind::HangUp);
@@ -243,6 +268,7 @@ impl Reactor {
         self.feed_starved();
         self.mem.leases.to_client.publish();
         self.mem.leases.to_agent.publish();
+        let wait = self.queue_postponed() && wait;
         match self.ring.0.submit_and_wait(usize::from(wait)) {
             Ok(_) => {}
             Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}
@@ -343,7 +369,7 @@ impl Reactor {
                 Errno::ENOBUFS if again => {
                     self.counters.buffers_exhausted += 1;
                     self.sockets.current(id).receive = Receive::Starved;
-                    self.starved.push_back(id);
+                    self.starved.of(direction).push_back(id);
                 }
                 Errno::ECANCELED if again => self.arm_receive(id),
                 Errno::ENOBUFS | Errno::ECANCELED => {}
@@ -392,16 +418,11 @@ impl Reactor {
     fn feed_starved(&mut self) {
         for direction in [Direction::ToClient, Direction::ToAgent] {
             let mut credit = self.mem.leases.group(direction).credit();
-            let mut waiting = self.starved.len();
-            while credit > 0 && waiting > 0 {
-                waiting -= 1;
-                let Some(id) = self.starved.pop_front() else { break };
-                if self.sockets.current(id).direction == direction {
-                    credit -= 1;
-                    self.arm_receive(id);
-                } else {
-                    self.starved.push_back(id);
-                }
+            while credit > 0
+                && let Some(id) = self.starved.of(direction).pop_front()
+            {
+                credit -= 1;
+                self.arm_receive(id);
             }
         }
     }
@@ -430,17 +451,34 @@ impl Reactor {
         unsafe { self.submit(entry, id.tag(OpKind::Cancel)) };
     }
 
-    /// Queues an operation, making room first when the queue is full.
+    /// Queues an operation, making room first when the queue is full. A kernel that takes nothing just now (it is out
+    /// of memory, or its completions must be reaped first) gets it in a later turn.
     ///
     /// # Safety
     /// What the entry points to must stay valid until the operation's completion has been reaped.
     unsafe fn submit(&mut self, entry: squeue::Entry, tag: OpTag) {
         let entry = entry.user_data(tag.encode());
-        // SAFETY: the caller's promise about what the entry points to.
-        while unsafe { self.ring.0.submission().push(&entry) }.is_err() {
-            // A full queue empties by one call; an interrupted one is tried again.
-            let _ = self.ring.0.submit();
+        self.postponed.push_back(entry);
+        self.queue_postponed();
+    }
+
+    /// Queues what was postponed, in its order; `false` when the kernel does not let all of it in.
+    fn queue_postponed(&mut self) -> bool {
+        while let Some(entry) = self.postponed.front() {
+            // SAFETY: what the entry points to stays valid until its completion, as the caller of `submit` promised.
+            let mut queued = unsafe { self.ring.0.submission().push(entry) };
+            if queued.is_err() {
+                // A full queue empties by one call, unless the kernel refuses: `turn` sees why.
+                let _ = self.ring.0.submit();
+                // SAFETY: the same promise of the caller of `submit` holds until the completion.
+                queued = unsafe { self.ring.0.submission().push(entry) };
+            }
+            if queued.is_err() {
+                return false;
+            }
+            self.postponed.pop_front();
         }
+        true
     }
 
     /// Frees a closing socket's slot when nothing is in flight on it.
@@ -452,5 +490,37 @@ impl Reactor {
         // next socket replaces it, which costs a descriptor for that long and nothing else.
         let _ = self.ring.0.submitter().register_files_update(id.slot, &[-1]);
         self.sockets.vacate(id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_kernel_did_not_take_leaves_in_a_later_turn() {
+        let mut reactor = Reactor::new(probe().unwrap(), 4, Waker::new().unwrap()).unwrap();
+        // Completions of a socket that is not there are counted.
+        let nobody = OpTag { kind: OpKind::Cancel, slot: 3, generation: 0 }.encode();
+        let many = 3 * u64::from(SUBMISSIONS);
+        reactor.postponed.extend((0..many).map(|_| opcode::Nop::new().build().user_data(nobody)));
+        while reactor.counters.stale < many {
+            reactor.turn(false, &mut Vec::new()).unwrap();
+        }
+        assert!(reactor.postponed.is_empty());
+    }
+
+    #[test]
+    fn a_turn_that_does_not_wait_sees_what_has_arrived() {
+        let mut reactor = Reactor::new(probe().unwrap(), 4, Waker::new().unwrap()).unwrap();
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let socket = reactor.add(ours.into(), Direction::ToClient).unwrap();
+        reactor.resume(socket);
+        let mut events = Vec::new();
+        reactor.turn(false, &mut events).unwrap();
+        assert!(events.is_empty());
+        std::io::Write::write_all(&mut &theirs, b"here").unwrap();
+        reactor.turn(false, &mut events).unwrap();
+        assert!(matches!(events[..], [Event::Received(id, view)] if id == socket && view.len == 4), "{events:?}");
     }
 }

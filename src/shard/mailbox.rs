@@ -190,15 +190,10 @@ impl ShardMailbox {
     pub fn report(&mut self, report: Report) {
         if let Report::Relay(relay::Report::LinkUnblocked { vm }) = report
             && self.queues.reports.is_full()
+            && let Some(position) = self.backlog.iter().rposition(|waiting| says_blocked(waiting, vm))
         {
-            let blocked = |waiting: &Report| match waiting {
-                Report::Relay(relay::Report::LinkBlocked { vm: held_back, .. }) => *held_back == vm,
-                _ => false,
-            };
-            if let Some(position) = self.backlog.iter().rposition(blocked) {
-                self.backlog.remove(position);
-                return;
-            }
+            self.backlog.remove(position);
+            return;
         }
         self.backlog.push_back(report);
     }
@@ -233,6 +228,11 @@ impl ShardMailbox {
     pub fn awake(&self) {
         self.waker.awake();
     }
+}
+
+/// Whether a report says that this VM's link is held back.
+fn says_blocked(report: &Report, of: u64) -> bool {
+    matches!(report, Report::Relay(relay::Report::LinkBlocked { vm, .. }) if *vm == of)
 }
 
 #[cfg(test)]

@@ -51,8 +51,8 @@ pub struct ShardHandle {
     pub stats: Arc<ShardStats>,
     /// The CPU it is pinned to.
     pub cpu: Option<u32>,
-    /// Its thread.
-    pub thread: thread::JoinHandle<()>,
+    /// Its thread, until the daemon takes it to wait for its end.
+    pub thread: Option<thread::JoinHandle<()>>,
 }
 
 /// One shard's state.
@@ -96,7 +96,7 @@ pub fn spawn(config: ShardConfig, notify: Arc<Notify>) -> io::Result<ShardHandle
         }
     })?;
     is_made.recv().unwrap_or_else(|_| Err(io::Error::other("the shard's thread ended at once")))?;
-    Ok(ShardHandle { mailbox: ours, stats, cpu, thread })
+    Ok(ShardHandle { mailbox: ours, stats, cpu, thread: Some(thread) })
 }
 
 impl Shard {

@@ -137,8 +137,9 @@ pub struct SessionStatus {
     pub io_base: u64,
     /// Sequences: 1, or 2 with stderr of its own.
     pub streams: u8,
-    /// `open`, `input-ended` (the client will send no more), `output-refused`, `detached` (no shim has its token),
-    /// `leaving` (the client is gone, its last input is not delivered) or `draining` (its VM is gone).
+    /// `open`, `input-ended` (the client will send no more), `output-refused` (it closed, and what it sent is still
+    /// read), `detached` (no shim has its token), `draining` (its VM is gone and it is owed output) or `leaving` (it is
+    /// gone and its agent is owed input).
     pub state: String,
     /// Frames and bytes to the client.
     pub to_client: Flow,

@@ -6,6 +6,7 @@ mod bad_sessions;
 mod client;
 mod cycles;
 mod exec;
+mod findings;
 mod guest;
 mod harness;
 mod hello;

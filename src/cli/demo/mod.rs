@@ -28,7 +28,8 @@ pub struct Args {
     #[arg(long, value_name = "BYTES")]
     bytes: Option<Size>,
     /// Shards of the daemon [default: 2]
-    #[arg(long, value_name = "N", default_value_t = 2, hide_default_value = true)]
+    #[arg(long, value_name = "N", default_value_t = 2, hide_default_value = true,
+        value_parser = clap::value_parser!(u16).range(1..=256))]
     shards: u16,
 }
 

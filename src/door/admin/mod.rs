@@ -37,13 +37,21 @@ const HEAD_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the door asks the coordinator.
 #[derive(Debug)]
-pub struct Question(oneshot::Sender<Status>);
+pub enum Question {
+    /// How everything is.
+    Status(oneshot::Sender<Status>),
+    /// Whether it answers at all.
+    Health(oneshot::Sender<()>),
+}
 
 /// Answers the door's questions until it is gone. Runs on the coordinator's thread.
 pub async fn answer(mut questions: mpsc::Receiver<Question>, coordinator: Coordinator) {
-    while let Some(Question(reply)) = questions.recv().await {
-        // The client has left: nobody misses the answer.
-        let _ = reply.send(coordinator.status().await);
+    while let Some(question) = questions.recv().await {
+        // Where the client has left, nobody misses the answer.
+        match question {
+            Question::Status(reply) => drop(reply.send(coordinator.status().await)),
+            Question::Health(reply) => drop(reply.send(())),
+        }
     }
 }
 
@@ -118,23 +126,23 @@ async fn respond(
         return Ok(response);
     }
     let path = request.uri().path();
-    if !["/status", "/metrics", "/healthz"].contains(&path) {
-        return Ok(text(StatusCode::NOT_FOUND, "try /status, /metrics or /healthz\n"));
-    }
-    let Some(status) = ask(asking).await else {
-        return Ok(text(StatusCode::SERVICE_UNAVAILABLE, "the coordinator does not answer\n"));
+    let answer = match path {
+        "/status" => ask(asking, Question::Status)
+            .await
+            .map(|status| with_type(StatusCode::OK, "application/json", json(&status))),
+        "/metrics" => ask(asking, Question::Status)
+            .await
+            .map(|status| with_type(StatusCode::OK, metrics::CONTENT_TYPE, metrics::render(status))),
+        "/healthz" => ask(asking, Question::Health).await.map(|()| text(StatusCode::OK, "ok\n")),
+        _ => Some(text(StatusCode::NOT_FOUND, "try /status, /metrics or /healthz\n")),
     };
-    Ok(match path {
-        "/status" => with_type(StatusCode::OK, "application/json", json(&status)),
-        "/metrics" => with_type(StatusCode::OK, metrics::CONTENT_TYPE, metrics::render(status)),
-        _ => text(StatusCode::OK, "ok\n"),
-    })
+    Ok(answer.unwrap_or_else(|| text(StatusCode::SERVICE_UNAVAILABLE, "the coordinator does not answer\n")))
 }
 
-async fn ask(asking: &mpsc::Sender<Question>) -> Option<Status> {
+async fn ask<T>(asking: &mpsc::Sender<Question>, question: fn(oneshot::Sender<T>) -> Question) -> Option<T> {
     let (reply, answer) = oneshot::channel();
     let asked = async {
-        asking.send(Question(reply)).await.ok()?;
+        asking.send(question(reply)).await.ok()?;
         answer.await.ok()
     };
     timeout(PATIENCE, asked).await.ok().flatten()

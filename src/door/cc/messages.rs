@@ -10,11 +10,11 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
-use tracing::info;
+use tracing::{debug, info};
 
 use super::{End, receive};
 use crate::coordinator::{Coordinator, RequestError, VmRef};
-use crate::limits::CC1_MESSAGE_MAX;
+use crate::limits::{CC1_MESSAGE_MAX, ECHO_MAX, REFUSALS_LOGGED};
 use crate::os::fds::{PeerCredentials, send_with_fd};
 use crate::wire::cc1::{self, AllocateIo, ContainerRef, Decoder, FD_BYTE, Hello, Hyper, Request, Response};
 
@@ -22,7 +22,7 @@ use crate::wire::cc1::{self, AllocateIo, ContainerRef, Decoder, FD_BYTE, Hello, 
 pub(super) async fn serve(stream: UnixStream, coordinator: Coordinator, peer: PeerCredentials, bytes: &[u8]) -> End {
     let mut decoder = Decoder::new(CC1_MESSAGE_MAX);
     decoder.push(bytes);
-    Connection { stream, coordinator, peer, vm: None, has_left: false }.run(decoder).await
+    Connection { stream, coordinator, peer, vm: None, has_left: false, refused: 0 }.run(decoder).await
 }
 
 /// One client.
@@ -34,6 +34,8 @@ struct Connection {
     vm: Option<VmRef>,
     /// It left without waiting for an answer; what it asked before that is still done.
     has_left: bool,
+    /// Requests refused.
+    refused: u32,
 }
 
 /// A response, and the descriptor that follows it.
@@ -58,7 +60,12 @@ impl Connection {
                 counters.requests_failed += u64::from(!response.success);
             });
             if !response.success {
-                info!(pid = self.peer.pid, request = request.id, error = response.error, "request refused");
+                let (request, error) = (short(&request.id), short(&response.error));
+                self.refused = self.refused.saturating_add(1);
+                match self.refused {
+                    ..=REFUSALS_LOGGED => info!(pid = self.peer.pid, request, error, "request refused"),
+                    _ => debug!(pid = self.peer.pid, request, error, "request refused"),
+                }
             }
             match self.respond(&response, fd).await {
                 Ok(()) => {}
@@ -80,7 +87,7 @@ impl Connection {
             },
             "hyper" => self.hyper(data).await,
             "bye" => self.bye(data).await,
-            other => Err(Refusal(format!("no payload named '{other}'"))),
+            other => Err(Refusal(format!("no payload named '{}'", short(other)))),
         };
         (outcome.map_or_else(|Refusal(error)| Response::fail(error), |()| Response::ok()), None)
     }
@@ -93,7 +100,7 @@ impl Connection {
 
     fn attach(&mut self, data: Option<&RawValue>) -> Result<(), Refusal> {
         let named: ContainerRef = payload("attach", data)?;
-        self.vm = Some(self.coordinator.attach(&named.container_id)?);
+        self.vm = Some(self.coordinator.attach(short(&named.container_id))?);
         Ok(())
     }
 
@@ -108,13 +115,13 @@ impl Connection {
         let asked: Hyper = payload("hyper", data)?;
         let vm = self.vm.as_ref().ok_or(RequestError::NotAttached)?;
         let payload = asked.data.map(|data| data.get().as_bytes().to_vec()).unwrap_or_default();
-        self.coordinator.hyper(vm, &asked.hyper_name, payload).await?;
+        self.coordinator.hyper(vm, short(&asked.hyper_name), payload).await?;
         Ok(())
     }
 
     async fn bye(&mut self, data: Option<&RawValue>) -> Result<(), Refusal> {
         let named: ContainerRef = payload("bye", data)?;
-        self.coordinator.bye(&named.container_id).await?;
+        self.coordinator.bye(short(&named.container_id)).await?;
         if self.vm.as_ref().is_some_and(|vm| vm.id() == named.container_id) {
             self.vm = None;
         }
@@ -129,6 +136,13 @@ impl Connection {
         let Some(fd) = fd else { return Ok(()) };
         self.stream.async_io(Interest::WRITABLE, || send_with_fd(self.stream.as_fd(), FD_BYTE, fd.as_fd())).await
     }
+}
+
+/// The beginning of a text a client chose, for the log and for answers that repeat it. No name of a VM or a command
+/// is as long as the bound, so one that was cut is none.
+fn short(text: &str) -> &str {
+    let end = (0..=ECHO_MAX.min(text.len())).rev().find(|&end| text.is_char_boundary(end));
+    &text[..end.unwrap_or_default()]
 }
 
 /// Whether a failed write means that nobody is there any more.
