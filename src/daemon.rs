@@ -5,6 +5,7 @@
 //! end within a bounded time, the second one is obeyed at once.
 
 use std::io;
+use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -46,13 +47,15 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let features = reactor::probe()?;
     let descriptors = rlimit::raise_descriptors().context("raising RLIMIT_NOFILE")?;
     let (proxy, owned) = proxy_listener(&config)?;
+    let socket = address(&proxy).unwrap_or_else(|| config.socket.clone());
     let admin = Listener::bind(&config.admin_socket, ADMIN_MODE)?;
     let reports = Arc::new(Notify::new());
-    let mut shards = start_shards(&config, features, descriptors, &reports)?;
+    let sockets_max = u32::try_from(descriptors).unwrap_or(u32::MAX).clamp(1, SOCKETS_PER_SHARD);
+    let mut shards = start_shards(&config, features, sockets_max, &reports)?;
     let questions = admin::spawn(admin.socket()?).context("starting the admin socket's thread")?;
     info!(
         version = env!("CARGO_PKG_VERSION"),
-        socket = %config.socket.display(),
+        socket = %socket.display(),
         admin = %config.admin_socket.display(),
         shards = shards.len(),
         incremental_buffers = features.incremental_buffers,
@@ -61,7 +64,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     );
     let threads: Vec<_> = shards.iter_mut().map(|shard| (shard.mailbox.clone(), shard.thread.take())).collect();
     let served = tokio_uring::builder().entries(64).start(async {
-        let coordinator = Coordinator::new(settings(&config), shards, reports);
+        let coordinator = Coordinator::new(settings(&config, &socket, sockets_max), shards, reports);
         tokio::task::spawn_local(admin::answer(questions, coordinator.clone()));
         let listener = UnixListener::from_std(proxy).context("proxy socket")?;
         serve(&config, coordinator, listener, owned).await
@@ -82,19 +85,26 @@ fn proxy_listener(config: &Config) -> anyhow::Result<(std::os::unix::net::UnixLi
     Ok((listener.socket()?, Some(listener)))
 }
 
-fn settings(config: &Config) -> Settings {
+/// Where a listening socket really is: a service manager's need not be where the configuration says.
+fn address(listener: &std::os::unix::net::UnixListener) -> Option<PathBuf> {
+    let address = listener.local_addr().ok()?;
+    std::path::absolute(address.as_pathname()?).ok()
+}
+
+fn settings(config: &Config, socket: &Path, sockets_max: u32) -> Settings {
     Settings {
-        socket: config.socket.display().to_string(),
+        socket: socket.display().to_string(),
         vm_dirs: config.vm_dirs.clone(),
         deadline: config.deadline,
         control_message_max: config.control_message_max,
+        sockets_max,
     }
 }
 
 fn start_shards(
     config: &Config,
     features: Features,
-    descriptors: u64,
+    sockets_max: u32,
     reports: &Arc<Notify>,
 ) -> anyhow::Result<Vec<ShardHandle>> {
     let allowed = cpu::allowed().context("reading the CPUs this process may use")?;
@@ -107,12 +117,11 @@ fn start_shards(
     };
     // As many as the limit, so that it is the limit that is hit first, where the client is told about it: a socket of
     // a shard has a plain descriptor too.
-    let sockets = u32::try_from(descriptors).unwrap_or(u32::MAX).clamp(1, SOCKETS_PER_SHARD);
     (0..config.shards)
         .map(|number| {
             let cpu = (config.pin && !cpus.is_empty()).then(|| cpus[number % cpus.len()]);
             let number = u32::try_from(number).context("number of shards")?;
-            let shard = ShardConfig { number, cpu, tuning, sockets, features };
+            let shard = ShardConfig { number, cpu, tuning, sockets: sockets_max, features };
             shard::spawn(shard, Arc::clone(reports)).with_context(|| match cpu {
                 Some(cpu) => format!("starting shard {number} on CPU {cpu}"),
                 None => format!("starting shard {number}"),

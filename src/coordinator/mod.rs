@@ -57,6 +57,8 @@ pub struct Settings {
     pub deadline: Duration,
     /// Longest message to an agent, header included, bytes.
     pub control_message_max: usize,
+    /// Sockets one shard can serve.
+    pub sockets_max: u32,
 }
 
 #[derive(Debug)]
@@ -88,7 +90,7 @@ impl Coordinator {
     /// A control plane over running shards, which share `reports`. Call within its runtime.
     pub fn new(settings: Settings, shards: Vec<ShardHandle>, reports: Arc<Notify>) -> Coordinator {
         let coordinator = Coordinator(Rc::new(Inner {
-            registry: RefCell::new(Registry::new(shards.len())),
+            registry: RefCell::new(Registry::new(shards.len(), settings.sockets_max)),
             tokens: RefCell::default(),
             settings,
             shards,
@@ -194,9 +196,10 @@ impl Coordinator {
         }
         let shard = {
             let mut registry = self.0.registry.borrow_mut();
-            let entry = registry.usable(vm)?;
-            entry.control = Some(handle);
-            entry.shard
+            let shard = registry.usable(vm)?.shard;
+            registry.take_socket(shard)?;
+            registry.usable(vm)?.control = Some(handle);
+            shard
         };
         self.post(shard, Order::OpenLink { vm: vm.key, fd: io }).await;
         let died = match self.0.registry.borrow_mut().usable(vm) {
@@ -274,9 +277,13 @@ impl Coordinator {
         let (shard, base) = {
             let mut registry = self.0.registry.borrow_mut();
             let shard = registry.usable(vm)?.shard;
+            registry.take_socket(shard)?;
             (shard, registry.sequences(streams)?)
         };
-        let (ours, theirs) = fds::session_pair().map_err(out_of)?;
+        let (ours, theirs) = fds::session_pair().map_err(|error| {
+            self.0.registry.borrow_mut().give_socket(shard);
+            out_of(error)
+        })?;
         self.count(|counters| counters.sessions_opened += 1);
         self.post(shard, Order::OpenSession { vm: vm.key, base, streams, fd: ours }).await;
         debug!(vm = vm.id, session = base.0, streams, "session allocated");
@@ -399,9 +406,12 @@ impl Coordinator {
                 } else {
                     debug!(session = base.0, vm, %why, "session ended");
                 }
-                self.forget_token(base).await;
+                if self.forget_token(base).await {
+                    self.0.registry.borrow_mut().give_socket(shard);
+                }
             }
             Report::Relay(relay::Report::LinkEnded { vm, why }) => {
+                self.0.registry.borrow_mut().give_socket(shard);
                 if let Some(ended) = self.0.closing.borrow_mut().remove(&vm) {
                     let _ = ended.send(());
                 }

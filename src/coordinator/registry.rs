@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::time::Instant;
 
 use super::channel::ControlHandle;
-use crate::limits::{SEQ_END, SEQ_EPOCH_SECS, SEQ_PER_MILLI, VM_ID_MAX, VMS_MAX};
+use crate::limits::{SEQ_END, SEQ_EPOCH_SECS, SEQ_PER_MILLI, SOCKETS_SLACK, VM_ID_MAX, VMS_MAX};
 use crate::wire::hyper::StreamSeq;
 
 /// What a VM can be doing.
@@ -197,6 +197,10 @@ pub(super) struct Registry {
     ids: HashMap<u64, String>,
     /// VMs per shard.
     load: Vec<usize>,
+    /// Sockets per shard: links, sessions and shims.
+    sockets: Vec<u32>,
+    /// Sockets one shard can serve.
+    sockets_max: u32,
     next_key: u64,
     next_seq: u64,
     /// The counter has left behind what an earlier daemon may have handed out.
@@ -204,12 +208,14 @@ pub(super) struct Registry {
 }
 
 impl Registry {
-    pub(super) fn new(shards: usize) -> Registry {
+    pub(super) fn new(shards: usize, sockets_max: u32) -> Registry {
         Registry {
             vms: BTreeMap::new(),
             hidden: BTreeMap::new(),
             ids: HashMap::new(),
             load: vec![0; shards],
+            sockets: vec![0; shards],
+            sockets_max,
             next_key: 1,
             next_seq: 1,
             skipped: false,
@@ -301,6 +307,22 @@ impl Registry {
         }
     }
 
+    /// Takes a place for one more socket on a shard. A socket that has ended may still be on its way out, which
+    /// [`SOCKETS_SLACK`] is for.
+    pub(super) fn take_socket(&mut self, shard: usize) -> Result<(), RequestError> {
+        let most = self.sockets_max - SOCKETS_SLACK.min(self.sockets_max / 8);
+        if self.sockets[shard] >= most {
+            return Err(RequestError::Resources(format!("shard {shard} serves {most} sockets, its most (--shards)")));
+        }
+        self.sockets[shard] += 1;
+        Ok(())
+    }
+
+    /// Gives it back.
+    pub(super) fn give_socket(&mut self, shard: usize) {
+        self.sockets[shard] = self.sockets[shard].saturating_sub(1);
+    }
+
     /// Takes `streams` sequences in a row, never used before.
     pub(super) fn sequences(&mut self, streams: u8) -> Result<StreamSeq, RequestError> {
         let base = self.next_seq;
@@ -333,7 +355,7 @@ mod tests {
 
     #[test]
     fn a_name_belongs_to_one_vm_until_it_dies_or_leaves() {
-        let mut registry = Registry::new(2);
+        let mut registry = Registry::new(2, 1_000);
         let first = registry.reserve("vm", "/c", "/i").unwrap();
         let taken = registry.reserve("vm", "/c", "/i").unwrap_err();
         assert_eq!(taken.to_string(), "vm: container already registered");
@@ -351,7 +373,7 @@ mod tests {
 
     #[test]
     fn a_vm_that_died_makes_room_when_there_are_too_many() {
-        let mut registry = Registry::new(1);
+        let mut registry = Registry::new(1, 1_000);
         let vms: Vec<_> = (0..VMS_MAX).map(|n| registry.reserve(&format!("vm{n}"), "/c", "/i").unwrap()).collect();
         assert_eq!(registry.reserve("more", "/c", "/i"), Err(RequestError::TooManyVms));
         for n in [9, 3, 5] {
@@ -366,7 +388,7 @@ mod tests {
 
     #[test]
     fn vms_are_spread_over_shards() {
-        let mut registry = Registry::new(3);
+        let mut registry = Registry::new(3, 1_000);
         let keys: Vec<_> = (0..9).map(|n| registry.reserve(&format!("vm{n}"), "/c", "/i").unwrap().key).collect();
         assert_eq!(registry.load, [3, 3, 3]);
         let freed = registry.remove(keys[4]).unwrap().shard;
@@ -376,7 +398,7 @@ mod tests {
 
     #[test]
     fn sequences_are_never_reused_and_end_below_what_a_float_holds() {
-        let mut registry = Registry::new(1);
+        let mut registry = Registry::new(1, 1_000);
         assert_eq!(registry.sequences(2).unwrap(), StreamSeq(1));
         assert_eq!(registry.sequences(1).unwrap(), StreamSeq(3));
         assert_eq!(registry.sequences(2).unwrap(), StreamSeq(4));
@@ -388,17 +410,29 @@ mod tests {
     #[test]
     fn a_vm_that_was_up_before_moves_the_counter_on_once() {
         let at = |millis| UNIX_EPOCH + Duration::from_secs(SEQ_EPOCH_SECS) + Duration::from_millis(millis);
-        let mut registry = Registry::new(1);
+        let mut registry = Registry::new(1, 1_000);
         registry.sequences(2).unwrap();
         registry.skip_sequences_in_use(at(1_000));
         assert_eq!(registry.sequences(1).unwrap(), StreamSeq(256_000));
         registry.skip_sequences_in_use(at(2_000));
         assert_eq!(registry.sequences(1).unwrap(), StreamSeq(256_001));
         for clock in [UNIX_EPOCH, at(0), at(SEQ_END)] {
-            let mut registry = Registry::new(1);
+            let mut registry = Registry::new(1, 1_000);
             registry.sequences(2).unwrap();
             registry.skip_sequences_in_use(clock);
             assert_eq!(registry.sequences(1).unwrap(), StreamSeq(3), "a clock that is wrong");
         }
+    }
+
+    #[test]
+    fn a_full_shard_takes_no_more_until_a_socket_ends() {
+        let mut registry = Registry::new(2, 2);
+        registry.take_socket(1).unwrap();
+        registry.take_socket(1).unwrap();
+        let refused = registry.take_socket(1).unwrap_err();
+        assert_eq!(refused.to_string(), "out of resources: shard 1 serves 2 sockets, its most (--shards)");
+        registry.take_socket(0).unwrap();
+        registry.give_socket(1);
+        registry.take_socket(1).unwrap();
     }
 }

@@ -133,7 +133,17 @@ impl Coordinator {
         let (sender, messages) = mpsc::channel(MESSAGES_BUFFER);
         let claimed = {
             let mut tokens = self.0.tokens.borrow_mut();
-            tokens.find(token).and_then(|base| Ok((base, tokens.claim(base, token, sender)?)))
+            tokens.find(token).and_then(|base| {
+                let connection = tokens.claim(base, token, sender)?;
+                let shard = tokens.entry(base).map_or(0, |entry| entry.shard);
+                match self.0.registry.borrow_mut().take_socket(shard) {
+                    Ok(()) => Ok((base, connection)),
+                    Err(full) => {
+                        tokens.unclaim(base, connection);
+                        Err(full)
+                    }
+                }
+            })
         };
         let (base, connection) = match claimed {
             Ok(claimed) => claimed,
@@ -143,7 +153,7 @@ impl Coordinator {
             Ok(fd) => fd,
             Err(error) => {
                 // The socket is lost with the attempt; its client sees it close and comes back.
-                self.0.tokens.borrow_mut().unclaim(base, connection);
+                self.unclaim(base, connection);
                 warn!(session = base.0, %error, "a shim's socket cannot be moved");
                 let (sender, messages) = mpsc::channel(1);
                 drop(sender);
@@ -153,6 +163,13 @@ impl Coordinator {
         debug!(session = base.0, connection, "shim connected");
         self.connect_on_shard(base, connection, fd, unparsed, reply).await;
         Ok(ShimLink { base, connection, messages })
+    }
+
+    /// A connection is gone: its token is free, and so is its place on the shard.
+    fn unclaim(&self, base: StreamSeq, connection: u64) {
+        if let Some(shard) = self.0.tokens.borrow_mut().unclaim(base, connection) {
+            self.0.registry.borrow_mut().give_socket(shard);
+        }
     }
 
     async fn connect_on_shard(&self, base: StreamSeq, connection: u64, fd: OwnedFd, unparsed: Vec<u8>, reply: Vec<u8>) {
@@ -410,7 +427,7 @@ impl Coordinator {
                 }
             }
             relay::Report::ShimGone { base, connection, why, at_risk } => {
-                self.0.tokens.borrow_mut().unclaim(base, connection);
+                self.unclaim(base, connection);
                 self.count(|counters| counters.shims_lost += 1);
                 if why.is_fault() {
                     warn!(session = base.0, connection, %why, "shim's connection ended by its own fault");
@@ -441,15 +458,16 @@ impl Coordinator {
         }
     }
 
-    /// A session has ended: its token is nobody's any more.
-    pub(super) async fn forget_token(&self, base: StreamSeq) {
-        let Some(entry) = self.0.tokens.borrow_mut().remove(base) else { return };
-        let vm = entry.vm;
+    /// A session has ended: its token, if it had one, is nobody's any more. Whether it had a socket.
+    pub(super) async fn forget_token(&self, base: StreamSeq) -> bool {
+        let Some(entry) = self.0.tokens.borrow_mut().remove(base) else { return true };
+        let (vm, had_socket) = (entry.vm, entry.claim.is_some());
         drop(entry);
         if let Some((_, vm)) = self.0.registry.borrow_mut().by_key(vm) {
             vm.tokens = vm.tokens.saturating_sub(1);
         }
         self.close_if_unused(vm).await;
+        had_socket
     }
 
     /// A VM without a name died: nothing is left to keep.

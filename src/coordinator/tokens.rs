@@ -93,13 +93,12 @@ impl Tokens {
         Ok(connection)
     }
 
-    /// A connection is gone: its token is free.
-    pub(super) fn unclaim(&mut self, base: StreamSeq, connection: u64) {
-        let Some(entry) = self.entry(base) else { return };
-        if entry.claim.as_ref().is_some_and(|(claimed, _)| *claimed == connection) {
-            entry.claim = None;
-            entry.changed.notify_waiters();
-        }
+    /// A connection is gone: its token is free. Returns the shard if it had the token.
+    pub(super) fn unclaim(&mut self, base: StreamSeq, connection: u64) -> Option<usize> {
+        let entry = self.entry(base)?;
+        entry.claim.take_if(|(claimed, _)| *claimed == connection)?;
+        entry.changed.notify_waiters();
+        Some(entry.shard)
     }
 
     pub(super) fn set(&mut self, base: StreamSeq, progress: Progress) {
@@ -155,9 +154,9 @@ mod tests {
         let claim = |tokens: &mut Tokens| tokens.claim(base, &text, mpsc::channel(1).0);
         let first = claim(&mut tokens).unwrap();
         assert_eq!(claim(&mut tokens).unwrap_err().to_string(), format!("token already claimed: {text}"));
-        tokens.unclaim(base, first + 1);
+        assert_eq!(tokens.unclaim(base, first + 1), None);
         assert!(claim(&mut tokens).is_err(), "another connection's end frees nothing");
-        tokens.unclaim(base, first);
+        assert_eq!(tokens.unclaim(base, first), Some(0));
         assert!(claim(&mut tokens).unwrap() > first);
         tokens.remove(base).unwrap();
         assert!(tokens.find(&text).is_err());

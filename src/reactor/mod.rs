@@ -124,17 +124,19 @@ impl Reactor {
     /// Makes the ring of the calling thread, which alone may use it, with room for `sockets` sockets.
     ///
     /// # Errors
-    /// The kernel's; [`probe`] has explained the likely ones before.
+    /// What is missing and what to do: the first ring may be made where the tenth is one too many.
     pub fn new(features: Features, sockets: u32, waker: Waker) -> io::Result<Reactor> {
-        let ring = build_ring()?;
-        ring.submitter().register_ring_fd()?;
-        ring.submitter().register_files_sparse(sockets)?;
+        let explained = |error| io::Error::other(probe::explain(error, disabled_setting()));
+        let ring = build_ring().map_err(explained)?;
+        ring.submitter().register_ring_fd().map_err(explained)?;
+        ring.submitter().register_files_sparse(sockets).map_err(explained)?;
         let incremental = features.incremental_buffers;
         let to_agent = if incremental { TO_AGENT_BUFFERS_INCREMENTAL } else { TO_AGENT_BUFFERS };
         let submitter = ring.submitter();
         let leases = BufPool {
-            to_client: BufGroup::register(&submitter, Direction::ToClient, TO_CLIENT_BUFFERS, false)?,
-            to_agent: BufGroup::register(&submitter, Direction::ToAgent, to_agent, incremental)?,
+            to_client: BufGroup::register(&submitter, Direction::ToClient, TO_CLIENT_BUFFERS, false)
+                .map_err(explained)?,
+            to_agent: BufGroup::register(&submitter, Direction::ToAgent, to_agent, incremental).map_err(explained)?,
         };
         let mut reactor = Reactor {
             ring: Ring(ring),

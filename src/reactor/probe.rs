@@ -128,7 +128,7 @@ pub fn disabled_setting() -> u32 {
 }
 
 /// Turns what the kernel said to a new ring into what an operator can do about it.
-fn explain(error: io::Error, disabled: u32) -> ProbeError {
+pub(super) fn explain(error: io::Error, disabled: u32) -> ProbeError {
     match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EPERM) if disabled > 0 => ProbeError::Disabled { value: disabled },
         Some(errno @ (Errno::EPERM | Errno::EACCES)) => ProbeError::Forbidden { errno },

@@ -102,7 +102,7 @@ pub fn spawn(config: ShardConfig, notify: Arc<Notify>) -> io::Result<ShardHandle
 impl Shard {
     fn new(config: &ShardConfig, waker: Waker, mailbox: ShardMailbox, stats: Arc<ShardStats>) -> io::Result<Shard> {
         if let Some(cpu) = config.cpu {
-            cpu::pin(cpu)?;
+            cpu::pin(cpu).map_err(|error| io::Error::other(format!("pinning it to CPU {cpu}: {error}")))?;
         }
         Ok(Shard {
             reactor: Reactor::new(config.features, config.sockets, waker)?,
