@@ -212,9 +212,9 @@ impl Plane {
     fn reply<L: Leases>(&mut self, mem: &mut Memory<L>, id: SessionId, bytes: &[u8]) {
         let session = &mut self.sessions[id.0 as usize];
         let Some(shim) = session.shim.as_mut().filter(|_| session.state.has_output()) else { return };
-        let mut pieces = bytes.chunks(CHUNK_LEN).peekable();
-        while let Some(piece) = pieces.next() {
-            shim.replies.push_bytes(&mut self.arena, mem, piece, pieces.peek().is_none());
+        // A long frame leaves in several sends; nothing comes between them, because answers go first.
+        for piece in bytes.chunks(CHUNK_LEN) {
+            shim.replies.push_bytes(&mut self.arena, mem, piece, true);
         }
         self.mark_client(id);
     }

@@ -120,3 +120,16 @@ fn a_shim_with_too_many_unanswered_messages_is_not_read() {
     assert!(!world.is_paused(shim));
     world.ends_well();
 }
+
+/// Found by seeds: an answer of more than 32 KiB was one send, of more than a socket takes whole.
+#[test]
+fn an_answer_of_any_size_leaves_in_sends_of_at_most_32_kib() {
+    let mut world = World::scripted(Shape::calm());
+    let Process { index, connection, .. } = world.process();
+    for len in [10, 32 * 1024, 100_000, 0] {
+        world.answer_shim(index, connection, &reply(len));
+    }
+    world.come_to_rest();
+    assert_eq!(world.heard(index).1, 5 * HEADER + 10 + 32 * 1024 + 100_000);
+    world.ends_well();
+}
