@@ -92,6 +92,11 @@ pub(super) enum Role {
 }
 
 impl Session {
+    /// Whether what is being sent to its client is answers, not output.
+    pub(super) fn sends_replies(&self) -> bool {
+        self.shim.as_ref().is_some_and(|shim| shim.sending_replies)
+    }
+
     /// What an agent's frame is to this session.
     pub(super) fn role(&mut self, header: FrameHeader) -> Role {
         let Some(shim) = &mut self.shim else { return Role::Output(Face::Hyper(header.seq)) };

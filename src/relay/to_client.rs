@@ -211,7 +211,8 @@ impl Plane {
             session.sending = if wait { Sending::Waiting(bytes) } else { Sending::Trying(bytes) };
             self.effects.push(Effect::Send { peer: Peer::Client(id), views: begin..self.views.len(), wait });
         }
-        self.block_link(mem, id, (!wait).then_some(bytes.min(self.sessions[id.0 as usize].to_client.ready())));
+        let tried = if self.sessions[id.0 as usize].sends_replies() { 0 } else { bytes };
+        self.block_link(mem, id, (!wait).then_some(tried));
     }
 
     /// Stops reading a link when one of its clients is owed too much: behind the bytes just `tried`, so that a client

@@ -133,3 +133,16 @@ fn an_answer_of_any_size_leaves_in_sends_of_at_most_32_kib() {
     assert_eq!(world.heard(index).1, 5 * HEADER + 10 + 32 * 1024 + 100_000);
     world.ends_well();
 }
+
+/// Found by seeds: the bytes of answers being sent were taken off the output that counts against the bound.
+#[test]
+fn output_behind_answers_counts_against_its_bound() {
+    let mut world = World::scripted(crate::scenarios::tuned(48 * 1024, 1 << 30));
+    let Process { agent, index, shim, connection } = world.process();
+    world.turns(2);
+    (0..64).for_each(|_| world.writes(agent, shim, 1_000));
+    world.answer_shim(index, connection, &reply(30_000));
+    world.turns(1);
+    assert!(world.is_paused(agent));
+    world.ends_well();
+}
