@@ -92,6 +92,11 @@ pub(super) enum Role {
 }
 
 impl Session {
+    /// Whether its token was given up: nobody waits for its output, even while its connection has replies to read.
+    pub(super) fn is_given_up(&self) -> bool {
+        self.shim.as_ref().is_some_and(|shim| shim.ending)
+    }
+
     /// Whether what is being sent to its client is answers, not output.
     pub(super) fn sends_replies(&self) -> bool {
         self.shim.as_ref().is_some_and(|shim| shim.sending_replies)
@@ -163,6 +168,7 @@ impl Plane {
         }
         self.reply(mem, id, reply);
         self.remove_routes(id);
+        self.unblock_link(id);
         let session = &mut self.sessions[id.0 as usize];
         let Some(shim) = &mut session.shim else { return };
         shim.ending = true;

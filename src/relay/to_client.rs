@@ -223,7 +223,7 @@ impl Plane {
         let session = &mut self.sessions[id.0 as usize];
         let full = session.to_client.bytes() - tried >= self.tuning.session_buffer || over;
         let Some(link_id) = session.link else { return };
-        if session.blocks || session.to_client.ready() == tried || !full {
+        if session.blocks || session.is_given_up() || session.to_client.ready() == tried || !full {
             return;
         }
         session.blocks = true;

@@ -146,3 +146,20 @@ fn output_behind_answers_counts_against_its_bound() {
     assert!(world.is_paused(agent));
     world.ends_well();
 }
+
+/// Found by seeds: output that nobody would get any more held its link back until the shim had read its answers.
+#[test]
+fn a_token_given_up_holds_no_link_back() {
+    let mut world = World::scripted(crate::scenarios::tuned(16 * 1024, 1 << 30));
+    let Process { agent, index, shim, .. } = world.process();
+    world.socket(shim).reads = false;
+    (0..120).for_each(|_| world.writes(agent, shim, 1_000));
+    world.turns(20);
+    assert!(world.is_paused(agent));
+    world.release_token(index, &reply(0));
+    assert!(!world.is_paused(agent) && !world.has_ended(shim));
+    (0..120).for_each(|_| world.writes(agent, shim, 1_000));
+    world.turns(20);
+    assert!(!world.is_paused(agent));
+    world.ends_well();
+}
