@@ -129,6 +129,9 @@ impl Plane {
         self.unblock_link(id);
         let session = &mut self.sessions[id.0 as usize];
         session.to_client.clear(&mut self.arena, mem);
+        if let Some(shim) = &mut session.shim {
+            shim.forget_replies(&mut self.arena, mem);
+        }
         session.sending = Sending::Idle;
         self.remove_routes(id);
     }

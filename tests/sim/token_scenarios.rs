@@ -163,3 +163,22 @@ fn a_token_given_up_holds_no_link_back() {
     assert!(!world.is_paused(agent));
     world.ends_well();
 }
+
+/// Found by seeds: answers nobody could get any more stayed for as long as the agent did not take the input.
+#[test]
+fn answers_are_forgotten_with_their_connection() {
+    let mut world = World::scripted(Shape::calm());
+    let Process { agent, index, shim, connection } = world.process();
+    world.started(index, false);
+    (world.socket(agent).reads, world.socket(shim).reads) = (false, false);
+    (0..30).for_each(|_| world.shim_writes(shim, STREAM, STDIN, 4_000));
+    world.turns(10);
+    (0..40).for_each(|_| world.answer_shim(index, connection, &reply(30_000)));
+    world.release_token(index, &reply(0));
+    world.turns(3);
+    world.kill_peer(shim);
+    world.turns(10);
+    assert!(!world.has_ended(shim), "its agent is owed input");
+    assert!(world.mem.chunks.in_use() < 8, "{} chunks", world.mem.chunks.in_use());
+    world.ends_well();
+}
