@@ -182,3 +182,21 @@ fn answers_are_forgotten_with_their_connection() {
     assert!(world.mem.chunks.in_use() < 8, "{} chunks", world.mem.chunks.in_use());
     world.ends_well();
 }
+
+/// Found by seeds: a status that waited for the end of a frame was never told when the VM went instead.
+#[test]
+fn a_status_that_waits_for_a_frame_is_told_when_the_vm_goes() {
+    let mut world = World::scripted(Shape::calm());
+    let Process { agent, index, shim, .. } = world.process();
+    world.started(index, true);
+    world.writes(agent, shim, 0);
+    world.writes_part(agent, shim, 3_000, 100);
+    world.turns(3);
+    world.exited(index, 7);
+    world.turns(3);
+    assert_eq!(world.heard(index).0, 0, "a frame that has begun comes first");
+    world.close_peer(agent);
+    world.come_to_rest();
+    assert_eq!(world.heard(index).0, HEADER + 1);
+    world.ends_well();
+}
