@@ -107,7 +107,7 @@ impl Shape {
             inbox: (least * 8).clamp(2_000, 128 * 1024),
             agents: random.between(1, 4),
             clients: random.between(1, 10),
-            tokens: random.pick(&[0]),
+            tokens: random.pick(&[0, 50, 80, 100]),
             answers: random.pick(&[0, 20, 60]),
             turns: random.pick(&[20, 60, 120, 200]),
             acts: random.pick(&[2, 6, 12]),
