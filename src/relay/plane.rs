@@ -150,6 +150,8 @@ impl Plane {
             if session.state.has_output() {
                 session.why = Gone::Ordered;
             }
+            // A status that waited for the end of a frame: the frame has none.
+            self.tell_exit(mem, session_id);
             self.change(session_id, Happening::LinkGone);
             self.end_if_done(mem, session_id);
         }

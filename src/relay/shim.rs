@@ -6,7 +6,7 @@
 
 use super::events::{Effect, Gone, Peer, Report, Sending, SessionId};
 use super::frames::{Face, Head, Step};
-use super::outbox::Outbox;
+use super::outbox::{Arena, Outbox};
 use super::plane::Plane;
 use super::session::{Happening, Session, State};
 use crate::buf::{BufView, Leases, Memory};
@@ -74,6 +74,12 @@ pub(super) struct Shim {
 }
 
 impl Shim {
+    /// Its connection gets no more answers.
+    pub(super) fn forget_replies<L: Leases>(&mut self, arena: &mut Arena, mem: &mut Memory<L>) {
+        self.replies.clear(arena, mem);
+        self.sending_replies = false;
+    }
+
     /// Whether its connection has so many unanswered messages that no more are read.
     pub(super) fn is_overasked(&self) -> bool {
         self.unanswered >= SHIM_MESSAGES_MAX
@@ -92,6 +98,16 @@ pub(super) enum Role {
 }
 
 impl Session {
+    /// Whether its token was given up: nobody waits for its output, even while its connection has replies to read.
+    pub(super) fn is_given_up(&self) -> bool {
+        self.shim.as_ref().is_some_and(|shim| shim.ending)
+    }
+
+    /// Whether what is being sent to its client is answers, not output.
+    pub(super) fn sends_replies(&self) -> bool {
+        self.shim.as_ref().is_some_and(|shim| shim.sending_replies)
+    }
+
     /// What an agent's frame is to this session.
     pub(super) fn role(&mut self, header: FrameHeader) -> Role {
         let Some(shim) = &mut self.shim else { return Role::Output(Face::Hyper(header.seq)) };
@@ -158,6 +174,7 @@ impl Plane {
         }
         self.reply(mem, id, reply);
         self.remove_routes(id);
+        self.unblock_link(id);
         let session = &mut self.sessions[id.0 as usize];
         let Some(shim) = &mut session.shim else { return };
         shim.ending = true;
@@ -212,9 +229,9 @@ impl Plane {
     fn reply<L: Leases>(&mut self, mem: &mut Memory<L>, id: SessionId, bytes: &[u8]) {
         let session = &mut self.sessions[id.0 as usize];
         let Some(shim) = session.shim.as_mut().filter(|_| session.state.has_output()) else { return };
-        let mut pieces = bytes.chunks(CHUNK_LEN).peekable();
-        while let Some(piece) = pieces.next() {
-            shim.replies.push_bytes(&mut self.arena, mem, piece, pieces.peek().is_none());
+        // A long frame leaves in several sends; nothing comes between them, because answers go first.
+        for piece in bytes.chunks(CHUNK_LEN) {
+            shim.replies.push_bytes(&mut self.arena, mem, piece, true);
         }
         self.mark_client(id);
     }
@@ -257,8 +274,8 @@ impl Plane {
         self.totals.faults += u64::from(why.is_fault());
         let at_risk = shim.taken.min(SHIM_AT_RISK);
         shim.maybe_unread += at_risk;
-        shim.replies.clear(&mut self.arena, mem);
-        (shim.sending_replies, shim.unanswered, shim.current) = (false, 0, Current::Stdin);
+        shim.forget_replies(&mut self.arena, mem);
+        (shim.unanswered, shim.current) = (0, Current::Stdin);
         session.to_agent.drop_open(&mut self.arena, mem);
         (session.cut, session.paused, session.sending) = (None, false, Sending::Idle);
         let (base, why) = (session.base, why.clone());
@@ -272,8 +289,7 @@ impl Plane {
     pub(super) fn shim_refused<L: Leases>(&mut self, mem: &mut Memory<L>, id: SessionId) -> bool {
         let session = &mut self.sessions[id.0 as usize];
         let Some(shim) = session.shim.as_mut().filter(|shim| !shim.ending) else { return false };
-        shim.replies.clear(&mut self.arena, mem);
-        shim.sending_replies = false;
+        shim.forget_replies(&mut self.arena, mem);
         session.sending = Sending::Idle;
         self.change(id, Happening::OutputRefused);
         self.mark_client(id);

@@ -129,6 +129,9 @@ impl Plane {
         self.unblock_link(id);
         let session = &mut self.sessions[id.0 as usize];
         session.to_client.clear(&mut self.arena, mem);
+        if let Some(shim) = &mut session.shim {
+            shim.forget_replies(&mut self.arena, mem);
+        }
         session.sending = Sending::Idle;
         self.remove_routes(id);
     }
@@ -211,7 +214,8 @@ impl Plane {
             session.sending = if wait { Sending::Waiting(bytes) } else { Sending::Trying(bytes) };
             self.effects.push(Effect::Send { peer: Peer::Client(id), views: begin..self.views.len(), wait });
         }
-        self.block_link(mem, id, (!wait).then_some(bytes.min(self.sessions[id.0 as usize].to_client.ready())));
+        let tried = if self.sessions[id.0 as usize].sends_replies() { 0 } else { bytes };
+        self.block_link(mem, id, (!wait).then_some(tried));
     }
 
     /// Stops reading a link when one of its clients is owed too much: behind the bytes just `tried`, so that a client
@@ -222,7 +226,7 @@ impl Plane {
         let session = &mut self.sessions[id.0 as usize];
         let full = session.to_client.bytes() - tried >= self.tuning.session_buffer || over;
         let Some(link_id) = session.link else { return };
-        if session.blocks || session.to_client.ready() == tried || !full {
+        if session.blocks || session.is_given_up() || session.to_client.ready() == tried || !full {
             return;
         }
         session.blocks = true;

@@ -3,7 +3,7 @@
 //! The asymmetry to know: after a turn the plane may hold receive buffers only for sends that end before the next
 //! one does; at rest it holds none, and at the end nothing at all.
 
-use ringway::limits::{CHUNK_LEN, TO_AGENT_BUFFER};
+use ringway::limits::{CHUNK_LEN, SEND_MAX};
 
 use crate::peers::{Arrival, At, SendOp};
 use crate::world::World;
@@ -24,6 +24,7 @@ impl World {
         for index in 0..self.clients.len() {
             if !self.clients[index].reported_ended {
                 self.check_client(index);
+                self.check_input_waits(index);
             }
         }
         if self.turns.is_multiple_of(STATUS_EVERY) {
@@ -49,6 +50,7 @@ impl World {
         let orphaned: usize = self.orphans.iter().map(|send| send.views.len()).sum();
         let on_its_way = 4 * (self.shape.to_client.bytes() + self.shape.to_agent.bytes()) / CHUNK_LEN;
         let most = self.shape.tuning.total_buffer / CHUNK_LEN + 4 * self.sessions.len() + on_its_way + orphaned;
+        let most = most + self.fed + self.chunks_of_replies();
         let chunks = self.mem.chunks.in_use();
         assert!(chunks <= most, "{chunks} chunks in use, {most} at most");
     }
@@ -62,7 +64,8 @@ impl World {
         }
         let bound = self.shape.tuning.session_buffer;
         let full = clients().find(|client| {
-            let (owed, trying) = (&client.to_client, client.socket.is_trying());
+            let output = client.socket.send.as_ref().is_some_and(|send| !send.replies);
+            let (owed, trying) = (&client.to_client, client.socket.is_trying() && output);
             let (bytes, whole) =
                 if trying { (owed.behind(), owed.has_unplanned()) } else { (owed.owed(), owed.whole() > 0) };
             bytes >= bound && whole
@@ -76,15 +79,19 @@ impl World {
         let client = &self.clients[index];
         let pool = self.shape.to_client.bytes();
         let most = self.shape.tuning.session_buffer + 4 * pool + 24 * 1024;
+        let most = most + if client.shim.is_some() { SEND_MAX } else { 0 };
         assert!(client.to_client.owed() <= most, "client {index} is owed {} bytes", client.to_client.owed());
         let cuts = 1 + client.to_agent.owed() / self.shape.tuning.agent_frame_max as usize;
-        let most = TO_AGENT_BUFFER + 4 * self.shape.to_agent.bytes() * 2 + 24 * 1024 + cuts * 12;
+        let bound = client.input_bound();
+        let most = bound + 4 * self.shape.to_agent.bytes() * 2 + 24 * 1024 + cuts * 12;
         assert!(client.to_agent.owed() <= most, "agent is owed {} bytes", client.to_agent.owed());
         let (paused, open) = (client.socket.paused, client.socket.open);
         if open && client.speaks && paused {
-            assert!(client.to_agent.whole() > 0, "client {index} is paused for nothing");
+            let is_due = client.to_agent.whole() > 0 || client.is_overasked();
+            assert!(is_due, "client {index} is paused for nothing");
         }
-        if open && client.speaks && client.to_agent.behind() >= TO_AGENT_BUFFER {
+        let floods = client.to_agent.behind() >= bound || client.is_overasked();
+        if open && client.speaks && !self.agents[client.agent].doomed && floods {
             assert!(paused, "client {index} floods its agent and is read");
         }
     }
@@ -101,6 +108,8 @@ impl World {
                 assert_eq!(session.queued_to_agent, client.to_agent.owed() as u64, "{session:?} to its agent");
                 assert_eq!(session.to_client.frames, client.to_client.frames, "{session:?} frames to its client");
                 assert_eq!(session.to_agent.frames, client.to_agent.frames, "{session:?} frames to its agent");
+                let unread = client.shim.as_ref().map_or(0, |shim| shim.maybe_unread);
+                assert_eq!((session.token, session.maybe_unread), (client.shim.is_some(), unread));
             }
         }
     }
@@ -125,7 +134,7 @@ impl World {
             }
             if matches!(at, At::Agent(_)) && client_paused && !client.socket.paused {
                 let owed = &client.to_agent;
-                assert!(owed.whole() == 0 || owed.owed() <= TO_AGENT_BUFFER / 2, "client {index} owes too much");
+                assert!(owed.whole() == 0 || owed.owed() <= client.input_bound() / 2, "client {index} owes too much");
             }
         }
     }
@@ -141,6 +150,7 @@ impl World {
         }
         for (index, client) in self.clients.iter().enumerate().filter(|(_, client)| !client.reported_ended) {
             assert_eq!(client.to_client.whole(), 0, "client {index} is still owed output");
+            assert!(client.is_served(), "client {index} has a token and is not served");
             assert_eq!(client.to_agent.whole(), 0, "client {index}'s agent is still owed input");
             assert!(client.socket.open, "client {index} is closed and its session has not ended");
             assert!(!client.socket.closed, "client {index} left and nobody noticed");

@@ -18,10 +18,10 @@ impl World {
     pub(crate) fn act(&mut self) {
         for _ in 0..self.random.below(self.shape.acts + 1) {
             self.populate();
-            let peers = self.open_peers();
-            if peers.is_empty() {
-                return;
+            if self.random.percent(20) {
+                self.coordinate();
             }
+            let peers = self.open_peers();
             let at = self.random.pick(&peers);
             if self.random.once_in(self.shape.calm) {
                 self.misfortune(at);
@@ -41,7 +41,11 @@ impl World {
             self.open_agent();
         } else if self.sessions.len() < self.shape.clients && self.random.percent(30) {
             let (agent, streams) = (self.random.pick(&live), self.random.pick(&[1, 2]));
-            self.open_client(agent, streams);
+            if self.random.percent(self.shape.tokens) {
+                self.open_token(agent);
+            } else {
+                self.open_client(agent, streams);
+            }
         }
     }
 
@@ -67,6 +71,10 @@ impl World {
     }
 
     fn begin_frame(&mut self, at: At) {
+        if self.is_shim(at) {
+            let bytes = self.some_shim_frame(at);
+            return self.socket(at).half.extend(bytes);
+        }
         let len = self.payload_len(at);
         let seq = match at {
             At::Agent(index) => self.some_seq(index),
@@ -76,9 +84,10 @@ impl World {
         self.socket(at).half.extend(bytes);
     }
 
-    fn payload_len(&mut self, at: At) -> usize {
+    pub(crate) fn payload_len(&mut self, at: At) -> usize {
         let bound = self.shape.tuning.stream_frame_max as usize - HEADER;
         let cut = match at {
+            At::Agent(_) if self.random.percent(50) => ringway::limits::CC2_FRAME_MAX as usize - HEADER,
             At::Agent(_) => ringway::limits::CC1_FRAME_MAX as usize - HEADER,
             At::Client(_) => self.shape.tuning.agent_frame_max as usize - HEADER,
         };
@@ -144,6 +153,15 @@ impl World {
     }
 
     fn write_garbage(&mut self, at: At) {
+        if self.is_shim(at) {
+            let bytes = self.shim_garbage();
+            self.note(Step::Act("writes garbage", at, bytes.len()));
+            let socket = self.socket(at);
+            if !socket.shut {
+                socket.half.extend(bytes);
+            }
+            return;
+        }
         let over = self.shape.tuning.stream_frame_max as usize + 1;
         let seq = match at {
             At::Agent(index) => self.some_seq(index),
@@ -185,7 +203,7 @@ impl World {
         for _ in 0..REST_TURNS {
             let before = self.progress;
             self.turn();
-            if self.progress == before {
+            if self.progress == before && !self.attend() {
                 return self.check_rest();
             }
         }
@@ -195,6 +213,7 @@ impl World {
     /// Everybody leaves, one after the other.
     pub(crate) fn farewell(&mut self) {
         self.note(Step::Note("farewell"));
+        self.leaving = true;
         if self.random.percent(10) {
             self.drain();
         }

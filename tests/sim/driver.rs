@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use ringway::buf::Source;
-use ringway::limits::{CHUNK_LEN, SEND_MAX, SEND_PIECES_MAX, TO_AGENT_BUFFER};
+use ringway::limits::{CHUNK_LEN, SEND_MAX, SEND_PIECES_MAX};
 use ringway::relay::{Effect, Peer, Report};
 
 use crate::model::{HEADER, length_at, seq_at};
@@ -41,7 +41,7 @@ impl World {
             }
             At::Client(index) => {
                 assert!(self.clients[index].speaks, "{at:?} sends nothing and is paused");
-                self.clients[index].to_agent.owed() >= TO_AGENT_BUFFER
+                self.clients[index].input_is_full()
             }
         };
         assert!(due || over, "{at:?} paused below the bound");
@@ -74,6 +74,7 @@ impl World {
             At::Client(index) => {
                 let client = &self.clients[index];
                 let drained = !client.hears || client.to_client.whole() == 0;
+                let drained = drained && client.shim.as_ref().is_none_or(|shim| shim.replies.whole() == 0);
                 let orphaned = self.agents[client.agent].doomed && drained;
                 assert!(client.doomed || orphaned, "{at:?} closed for no reason or too early");
             }
@@ -118,7 +119,7 @@ impl World {
                 assert!(agent.reported_blocked, "unblocked, and was not blocked");
                 agent.reported_blocked = false;
             }
-            other => panic!("no session here has a token: {other:?}"),
+            other => self.report_of_shim(other),
         }
     }
 
@@ -127,18 +128,24 @@ impl World {
         let views = self.plane.views(range).to_vec();
         let bytes: Vec<u8> = views.iter().flat_map(|&view| self.mem.bytes(view)).copied().collect();
         self.note(Step::Send(at, bytes.len(), wait));
-        assert!(!bytes.is_empty() && bytes.len() <= SEND_MAX, "a send of {} bytes", bytes.len());
+        self.progress += 1;
         assert!(views.len() <= SEND_PIECES_MAX, "a send of {} pieces", views.len());
         let owned = views.iter().all(|view| matches!(view.source, Source::Chunk(_)));
         assert!(owned || !wait, "a send from receive buffers waits");
+        let mut replies = false;
         let shares = match at {
             At::Agent(index) => self.plan_to_agent(index, &bytes),
+            At::Client(index) if self.clients[index].shim.is_some() => {
+                replies = self.plan_to_shim(index, &bytes);
+                vec![(index, bytes.len())]
+            }
             At::Client(index) => self.plan_to_client(index, &bytes),
         };
+        assert!(!bytes.is_empty() && bytes.len() <= SEND_MAX, "a send of {} bytes", bytes.len());
         views.iter().for_each(|view| self.mem.retain(view.source));
         let socket = self.socket(at);
         assert!(socket.open && socket.send.is_none(), "{at:?} has a send in flight or is closed");
-        socket.send = Some(SendOp { views, shares, total: bytes.len(), moved: 0, wait, done: None });
+        socket.send = Some(SendOp { views, shares, replies, total: bytes.len(), moved: 0, wait, done: None });
     }
 
     fn plan_to_client(&mut self, index: usize, bytes: &[u8]) -> Vec<(usize, usize)> {
@@ -188,9 +195,11 @@ impl World {
         let live: Vec<usize> = self.agents[index].clients.clone();
         let live: Vec<usize> = live.into_iter().filter(|&client| !self.clients[client].reported_ended).collect();
         for &client in &live {
+            let may_write = self.clients[client].shim.as_ref().is_none_or(|shim| shim.started);
             let owed = &mut self.clients[client].to_agent;
             let served = shares.iter().any(|share| share.0 == client);
-            owed.passed_over = if served || !owed.has_unplanned() { 0 } else { owed.passed_over + 1 };
+            assert!(may_write || !served, "input before its process runs");
+            owed.passed_over = if served || !may_write || !owed.has_unplanned() { 0 } else { owed.passed_over + 1 };
             assert!(owed.passed_over <= 2 * live.len() + 2, "client {client} does not get its turn");
         }
     }

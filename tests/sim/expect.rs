@@ -3,9 +3,9 @@
 //! The asymmetry to know: when a client goes, its agent is still owed what it sent in whole frames; when an agent
 //! goes, its clients are still owed theirs.
 
-use ringway::relay::Sent;
+use ringway::relay::{Gone, Sent};
 
-use crate::model::Token;
+use crate::model::{Look, Token};
 use crate::peers::{At, SendOp};
 use crate::world::World;
 
@@ -20,12 +20,12 @@ impl World {
                     agent.current =
                         owner.filter(|&client| self.clients[client].agent == index && self.clients[client].hears);
                     if let Some(client) = agent.current {
-                        self.clients[client].to_client.begin(seq, payload);
+                        self.clients[client].begin_output(seq, payload);
                     }
                 }
                 Token::Payload(payload) => {
                     if let Some(client) = agent.current.filter(|&client| self.clients[client].hears) {
-                        self.clients[client].to_client.payload(payload);
+                        self.clients[client].more_output(payload);
                     }
                 }
                 Token::Fault => return self.expect_link_death(index),
@@ -40,9 +40,12 @@ impl World {
             return;
         }
         assert!(client.speaks, "the simulator received bytes after their end");
+        if client.shim.is_some() {
+            return self.expect_from_shim(index, bytes);
+        }
         while let Some(token) = client.reader.next(&mut bytes, bound) {
             match token {
-                Token::Begin { seq, payload } if seq == client.base => client.to_agent.begin(seq, payload),
+                Token::Begin { seq, payload } if seq == client.base => client.to_agent.begin(Look::Hyper(seq), payload),
                 Token::Payload(payload) => client.to_agent.payload(payload),
                 Token::Begin { .. } | Token::Fault => return self.expect_client_death(index),
             }
@@ -52,9 +55,10 @@ impl World {
     pub(crate) fn expect_link_death(&mut self, index: usize) {
         let agent = &mut self.agents[index];
         agent.doomed = true;
-        for &client in &agent.clients {
+        for client in agent.clients.clone() {
             self.clients[client].to_client.cut_off();
             self.clients[client].to_agent.forgive();
+            self.expect_link_gone(client);
         }
     }
 
@@ -63,10 +67,19 @@ impl World {
         (client.doomed, client.hears, client.speaks) = (true, false, false);
         client.to_client.forgive();
         client.to_agent.cut_off();
+        if let Some(shim) = &mut client.shim {
+            shim.lose_connection();
+            if !shim.started {
+                client.to_agent.forgive();
+            }
+        }
     }
 
     pub(crate) fn expect_input_end(&mut self, index: usize) {
         let client = &mut self.clients[index];
+        if client.shim.is_some() {
+            return self.expect_shim_gone(index, Gone::Closed);
+        }
         client.speaks = false;
         if !client.hears {
             self.expect_client_death(index);
@@ -85,6 +98,7 @@ impl World {
                     self.expect_link_death(index);
                 }
             }
+            At::Client(index) if self.clients[index].shim.is_some() => self.expect_sent_to_shim(index, send, sent),
             At::Client(index) => {
                 let client = &mut self.clients[index];
                 client.to_client.report();

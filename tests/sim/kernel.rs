@@ -160,14 +160,18 @@ impl World {
         let send = send.as_mut().expect("a send in flight");
         let from = send.moved;
         send.moved += n;
-        let (views, shares) = (send.views.clone(), send.shares.clone());
+        let (views, shares, replies) = (send.views.clone(), send.shares.clone(), send.replies);
         let bytes: Vec<u8> = views.iter().flat_map(|&view| self.mem.bytes(view)).copied().collect();
         let mut begin = 0;
         for (client, len) in shares {
             let (low, high) = (begin.max(from), (begin + len).min(from + n));
             if low < high {
                 let client = &mut self.clients[client];
-                let owed = if matches!(at, At::Agent(_)) { &mut client.to_agent } else { &mut client.to_client };
+                let owed = match &mut client.shim {
+                    _ if matches!(at, At::Agent(_)) => &mut client.to_agent,
+                    Some(shim) if replies => &mut shim.replies,
+                    _ => &mut client.to_client,
+                };
                 owed.take(&bytes[low..high]);
             }
             begin += len;

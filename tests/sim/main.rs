@@ -2,7 +2,7 @@
 //!
 //! `RINGWAY_SIM_SEED=N` replays one seed, `RINGWAY_SIM_SEEDS=N` runs seeds 0 to N. `world` drives a plane as a shard
 //! does, `kernel` and `leases` play the kernel, `chaos` the peers; `model` and `expect` say what must come out and
-//! `audit` what must hold. The asymmetry to know: the model reads bytes when the plane is told of them, not when they
+//! `audit` what must hold. `tokens` and its kin do all that for sessions with tokens. The asymmetry to know: the model reads bytes when the plane is told of them, not when they
 //! are written, because who wants a frame is decided then.
 
 mod audit;
@@ -18,4 +18,8 @@ mod sabotage;
 mod scenarios;
 mod seeds;
 mod shape;
+mod shim;
+mod token_chaos;
+mod token_scenarios;
+mod tokens;
 mod world;

@@ -32,6 +32,24 @@ pub(crate) fn seq_at(bytes: &[u8]) -> u64 {
     u64::from_be_bytes(bytes[..8].try_into().expect("a whole header"))
 }
 
+/// How a frame looks to its receiver.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Look {
+    /// hyperstart's, of this sequence.
+    Hyper(u64),
+    /// Protocol 2's, of this stream.
+    Shim(u8),
+}
+
+impl Look {
+    fn header(self, payload: usize) -> [u8; HEADER] {
+        match self {
+            Look::Hyper(seq) => header(seq, HEADER + payload),
+            Look::Shim(stream) => crate::shim::header(crate::shim::STREAM, stream, payload),
+        }
+    }
+}
+
 /// What the front of a peer's bytes means.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Token<'a> {
@@ -82,19 +100,21 @@ impl Reader {
 pub(crate) struct Owed {
     /// Longest frame the peer accepts.
     max: usize,
+    /// Bytes of a frame that its length does not count.
+    uncounted: usize,
     /// Whole frames, from the session's beginning.
     bytes: Vec<u8>,
     /// The frame that is not whole yet.
     partial: Vec<u8>,
     /// Payload bytes it still lacks.
     lacks: usize,
-    /// Sequence of the received frame, and payload bytes of it not yet begun to be sent on.
-    seq: u64,
+    /// The look of the received frame, and payload bytes of it not yet begun to be sent on.
+    look: Look,
     left: usize,
     /// Bytes the kernel took.
     pub(crate) taken: usize,
     /// Bytes the plane was told that the kernel took.
-    reported: usize,
+    pub(crate) reported: usize,
     /// Bytes the kernel took or was handed.
     pub(crate) planned: usize,
     /// Where the frame begins that `taken` is in.
@@ -109,10 +129,11 @@ impl Owed {
     pub(crate) fn new(max: usize) -> Owed {
         Owed {
             max,
+            uncounted: 0,
             bytes: Vec::new(),
             partial: Vec::new(),
             lacks: 0,
-            seq: 0,
+            look: Look::Hyper(0),
             left: 0,
             taken: 0,
             reported: 0,
@@ -123,18 +144,44 @@ impl Owed {
         }
     }
 
+    /// What a shim is owed: its frames' lengths do not count their headers.
+    pub(crate) fn to_shim(max: usize) -> Owed {
+        Owed { uncounted: HEADER, ..Owed::new(max) }
+    }
+
+    /// A whole frame of ours.
+    pub(crate) fn push(&mut self, frame: &[u8]) {
+        assert!(!self.is_open(), "a frame inside another");
+        self.bytes.extend_from_slice(frame);
+    }
+
+    /// Whether a frame has begun and is not whole.
+    pub(crate) fn is_open(&self) -> bool {
+        !self.partial.is_empty() || self.left > 0
+    }
+
+    /// What the kernel took and the plane was not told of was not taken: its receiver is gone.
+    pub(crate) fn rewind(&mut self) {
+        (self.planned, self.taken, self.border) = (self.reported, self.reported, self.border.min(self.reported));
+    }
+
+    /// The length of the frame at `at`.
+    fn length(&self, at: usize) -> usize {
+        length_at(&self.bytes[at..]) + self.uncounted
+    }
+
     /// A frame was received as far as its header.
-    pub(crate) fn begin(&mut self, seq: u64, payload: usize) {
+    pub(crate) fn begin(&mut self, look: Look, payload: usize) {
         assert!(self.partial.is_empty() && self.left == 0, "the model's frames overlap");
         self.frames += 1;
-        (self.seq, self.left) = (seq, payload);
+        (self.look, self.left) = (look, payload);
         self.begin_part();
     }
 
     fn begin_part(&mut self) {
         self.lacks = self.left.min(self.max - HEADER);
         self.left -= self.lacks;
-        self.partial = header(self.seq, HEADER + self.lacks).to_vec();
+        self.partial = self.look.header(self.lacks).to_vec();
         self.finish_part();
     }
 
@@ -198,7 +245,7 @@ impl Owed {
 
     /// Bytes left of a frame that was taken in part.
     pub(crate) fn torn(&self) -> usize {
-        if self.border == self.taken { 0 } else { self.border + length_at(&self.bytes[self.border..]) - self.taken }
+        if self.border == self.taken { 0 } else { self.border + self.length(self.border) - self.taken }
     }
 
     /// Checks that `bytes` are the next to hand to the kernel, and counts them as handed.
@@ -216,7 +263,7 @@ impl Owed {
         assert!(self.bytes[at..at + bytes.len()] == *bytes, "bytes changed while a send was in flight, at {at}");
         self.taken += bytes.len();
         while self.border < self.taken {
-            let len = length_at(&self.bytes[self.border..]);
+            let len = self.length(self.border);
             if self.border + len > self.taken {
                 break;
             }

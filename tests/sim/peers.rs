@@ -9,6 +9,7 @@ use ringway::buf::BufView;
 use ringway::relay::{LinkId, SessionId};
 
 use crate::model::{Owed, Reader};
+use crate::shim::Shim;
 
 /// A peer of the world.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +37,8 @@ pub(crate) struct SendOp {
     pub(crate) views: Vec<BufView>,
     /// Whose bytes, in order.
     pub(crate) shares: Vec<(usize, usize)>,
+    /// They are answers to a shim, not output.
+    pub(crate) replies: bool,
     pub(crate) total: usize,
     /// Bytes the socket holds or the peer has read.
     pub(crate) moved: usize,
@@ -140,6 +143,8 @@ pub(crate) struct Client {
     pub(crate) streams: u64,
     pub(crate) agent: usize,
     pub(crate) session: SessionId,
+    /// What only sessions with a token have.
+    pub(crate) shim: Option<Box<Shim>>,
     pub(crate) reader: Reader,
     pub(crate) to_client: Owed,
     pub(crate) to_agent: Owed,

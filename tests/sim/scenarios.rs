@@ -18,7 +18,7 @@ use crate::shape::Shape;
 use crate::world::World;
 
 impl World {
-    fn scripted(shape: Shape) -> World {
+    pub(crate) fn scripted(shape: Shape) -> World {
         let log = Rc::new(RefCell::new(VecDeque::new()));
         let mut world = World::new(Random::new(1), shape, Saboteur::default(), log);
         world.healed = true;
@@ -26,48 +26,48 @@ impl World {
     }
 
     /// One agent with so many clients.
-    fn family(&mut self, clients: usize) -> (At, Vec<At>) {
+    pub(crate) fn family(&mut self, clients: usize) -> (At, Vec<At>) {
         let agent = self.open_agent();
         (At::Agent(agent), (0..clients).map(|_| At::Client(self.open_client(agent, 2))).collect())
     }
 
-    fn base(&self, client: At) -> u64 {
+    pub(crate) fn base(&self, client: At) -> u64 {
         let At::Client(index) = client else { panic!("not a client") };
         self.clients[index].base
     }
 
     /// `from` writes a frame about `client`, as many bytes of it as it gets to.
-    fn writes_part(&mut self, from: At, client: At, len: usize, bytes: usize) {
+    pub(crate) fn writes_part(&mut self, from: At, client: At, len: usize, bytes: usize) {
         let frame = frame(self.base(client), payload(&mut self.random, len));
         self.socket(from).inbox.extend(&frame[..bytes]);
     }
 
-    fn writes(&mut self, from: At, client: At, len: usize) {
+    pub(crate) fn writes(&mut self, from: At, client: At, len: usize) {
         self.writes_part(from, client, len, HEADER + len);
     }
 
-    fn turns(&mut self, n: usize) {
+    pub(crate) fn turns(&mut self, n: usize) {
         (0..n).for_each(|_| self.turn());
     }
 
-    fn is_paused(&mut self, at: At) -> bool {
+    pub(crate) fn is_paused(&mut self, at: At) -> bool {
         self.socket(at).paused
     }
 
-    fn has_ended(&self, client: At) -> bool {
+    pub(crate) fn has_ended(&self, client: At) -> bool {
         let At::Client(index) = client else { panic!("not a client") };
         self.clients[index].reported_ended
     }
 
     /// Everybody reads, everything arrives, everybody leaves.
-    fn ends_well(mut self) {
+    pub(crate) fn ends_well(mut self) {
         self.heal();
         self.come_to_rest();
         self.farewell();
     }
 }
 
-fn tuned(session_buffer: usize, total_buffer: usize) -> Shape {
+pub(crate) fn tuned(session_buffer: usize, total_buffer: usize) -> Shape {
     let mut shape = Shape::calm();
     (shape.tuning.session_buffer, shape.tuning.total_buffer) = (session_buffer, total_buffer);
     shape

@@ -38,6 +38,10 @@ pub(crate) struct Shape {
     pub(crate) agents: usize,
     pub(crate) clients: usize,
     pub(crate) turns: usize,
+    /// Of a hundred sessions, so many have a token.
+    pub(crate) tokens: usize,
+    /// Of a hundred things the coordinator does for one, so many answer a message.
+    pub(crate) answers: usize,
     /// Things peers do in one turn, at most.
     pub(crate) acts: usize,
     pub(crate) pieces: Pieces,
@@ -73,6 +77,8 @@ impl Shape {
             agents: 1,
             clients: 1,
             turns: 0,
+            tokens: 0,
+            answers: 0,
             acts: 0,
             pieces: Pieces::Full,
             payload: 1000,
@@ -101,6 +107,8 @@ impl Shape {
             inbox: (least * 8).clamp(2_000, 128 * 1024),
             agents: random.between(1, 4),
             clients: random.between(1, 10),
+            tokens: random.pick(&[0, 50, 80, 100]),
+            answers: random.pick(&[0, 20, 60]),
             turns: random.pick(&[20, 60, 120, 200]),
             acts: random.pick(&[2, 6, 12]),
             pieces,

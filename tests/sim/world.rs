@@ -8,7 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
 use ringway::buf::{ChunkPool, Memory};
-use ringway::limits::CC1_FRAME_MAX;
+use ringway::limits::{CC1_FRAME_MAX, CC2_FRAME_MAX};
 use ringway::relay::{Effect, Gone, LinkId, Peer, Plane, Sent, SessionId};
 use ringway::wire::hyper::StreamSeq;
 
@@ -18,6 +18,7 @@ use crate::peers::{Agent, Arrival, At, Client, SendOp, Socket};
 use crate::random::Random;
 use crate::sabotage::{Crime, Saboteur};
 use crate::shape::Shape;
+use crate::shim::Shim;
 
 /// One step, as a failing seed prints it.
 #[derive(Debug)]
@@ -26,6 +27,7 @@ pub(crate) enum Step {
     Turn(u64),
     OpenAgent(usize, LinkId),
     OpenClient(usize, SessionId, u64),
+    Order(String, usize),
     Act(&'static str, At, usize),
     Receive(At, usize),
     NoBuffers(At),
@@ -64,6 +66,11 @@ pub(crate) struct World {
     pub(crate) turns: u64,
     /// Nothing is held back any more.
     pub(crate) healed: bool,
+    /// Nobody comes any more.
+    pub(crate) leaving: bool,
+    pub(crate) next_connection: u64,
+    /// Pieces fed to sessions that their shims had sent before.
+    pub(crate) fed: usize,
     log: Log,
 }
 
@@ -87,6 +94,9 @@ impl World {
             progress: 0,
             turns: 0,
             healed: false,
+            leaving: false,
+            next_connection: 1,
+            fed: 0,
             log,
         }
     }
@@ -156,16 +166,14 @@ impl World {
         let base = self.next_seq;
         self.next_seq += u64::from(streams);
         let session = self.plane.open_session(self.agents[agent].link, StreamSeq(base), streams);
-        assert!(self.sessions.insert(session, index).is_none(), "a session's identifier given twice");
-        self.note(Step::OpenClient(index, session, base));
-        (base..self.next_seq).for_each(|seq| assert!(self.seqs.insert(seq, index).is_none()));
-        self.agents[agent].clients.push(index);
-        self.clients.push(Client {
-            socket: Socket::new(self.shape.unix_clients, self.shape.client_room),
+        let socket = Socket::new(self.shape.unix_clients, self.shape.client_room);
+        self.add_client(Client {
+            socket,
             base,
             streams: u64::from(streams),
             agent,
             session,
+            shim: None,
             reader: Reader::default(),
             to_client: Owed::new(CC1_FRAME_MAX as usize),
             to_agent: Owed::new(self.shape.tuning.agent_frame_max as usize),
@@ -175,6 +183,40 @@ impl World {
             reported_ended: false,
         });
         index
+    }
+
+    /// A session with a token, and no shim yet.
+    pub(crate) fn open_token(&mut self, agent: usize) -> usize {
+        let (index, base) = (self.clients.len(), self.next_seq);
+        self.next_seq += 2;
+        let session = self.plane.open_token(self.agents[agent].link, StreamSeq(base));
+        let mut socket = Socket::new(true, self.shape.client_room);
+        socket.open = false;
+        self.add_client(Client {
+            socket,
+            base,
+            streams: 2,
+            agent,
+            session,
+            shim: Some(Box::new(Shim::new())),
+            reader: Reader::default(),
+            to_client: Owed::to_shim(CC2_FRAME_MAX as usize),
+            to_agent: Owed::new(self.shape.tuning.agent_frame_max as usize),
+            hears: true,
+            speaks: false,
+            doomed: false,
+            reported_ended: false,
+        });
+        index
+    }
+
+    fn add_client(&mut self, client: Client) {
+        let (index, session, base) = (self.clients.len(), client.session, client.base);
+        assert!(self.sessions.insert(session, index).is_none(), "a session's identifier given twice");
+        self.note(Step::OpenClient(index, session, base));
+        (base..self.next_seq).for_each(|seq| assert!(self.seqs.insert(seq, index).is_none()));
+        self.agents[client.agent].clients.push(index);
+        self.clients.push(client);
     }
 
     /// One turn of the shard: reap some completions, then send.
@@ -200,6 +242,7 @@ impl World {
             // Orders of the coordinator come between completions: identifiers are reused before the turn ends.
             if !self.healed && self.random.percent(5) {
                 self.populate();
+                self.coordinate();
             }
         }
         for at in self.open_peers() {
@@ -237,8 +280,13 @@ impl World {
                 self.plane.input_ended(&mut self.mem, self.clients[index].session);
             }
             (Arrival::Reset | Arrival::HangUp, At::Client(index)) => {
-                self.expect_client_death(index);
-                self.plane.gone(&mut self.mem, peer, if arrival == Arrival::Reset { failed() } else { Gone::Closed });
+                let why = if arrival == Arrival::Reset { failed() } else { Gone::Closed };
+                if self.clients[index].shim.is_some() {
+                    self.expect_shim_gone(index, why.clone());
+                } else {
+                    self.expect_client_death(index);
+                }
+                self.plane.gone(&mut self.mem, peer, why);
             }
             (Arrival::Reset | Arrival::HangUp, At::Agent(index)) => {
                 self.expect_link_death(index);
@@ -296,7 +344,7 @@ impl World {
     }
 
     /// Carries out what an event about `at` led to.
-    fn carry_out(&mut self, at: At) {
+    pub(crate) fn carry_out(&mut self, at: At) {
         let mut effects = Vec::new();
         self.plane.take_effects(&mut effects);
         for effect in effects {
@@ -308,6 +356,9 @@ impl World {
             At::Client(index) => (self.clients[index].doomed, self.clients[index].socket.open),
         };
         assert!(!(doomed && open), "{at:?} should have been closed");
+        if let At::Client(index) = at {
+            self.clients[index].check_told();
+        }
     }
 
     /// Ends every link, as a stopping daemon does.
