@@ -85,6 +85,7 @@ fn settings(config: &Config) -> Settings {
         socket: config.socket.display().to_string(),
         vm_dirs: config.vm_dirs.clone(),
         deadline: config.deadline,
+        shim_patience: config.shim_patience,
         control_message_max: config.control_message_max,
     }
 }

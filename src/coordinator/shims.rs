@@ -5,7 +5,6 @@
 //! after it connected.
 
 use std::os::fd::OwnedFd;
-use std::time::Duration;
 
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
@@ -15,7 +14,7 @@ use tracing::{debug, info, warn};
 use super::registry::{RequestError, VmRef, VmState};
 use super::tokens::{Progress, Target, TokenEntry};
 use super::{Coordinator, out_of};
-use crate::limits::{MESSAGES_BUFFER, SESSIONS_PER_VM, SHIM_PATIENCE_SECS, TOKENS_PER_REQUEST};
+use crate::limits::{MESSAGES_BUFFER, SESSIONS_PER_VM, TOKENS_PER_REQUEST};
 use crate::os::fds::PeerCredentials;
 use crate::relay::{self, Gone};
 use crate::shard::{Order, TokenOrder};
@@ -25,8 +24,6 @@ use crate::wire::hyper::{
 };
 use crate::wire::process::{self, StartCommand};
 
-/// How long a start waits for a shim, and a shim for a start.
-const PATIENCE: Duration = Duration::from_secs(SHIM_PATIENCE_SECS);
 /// The first agents' API that can signal any process.
 const API_SIGNALS: u32 = 4_244;
 
@@ -270,7 +267,7 @@ impl Coordinator {
 
     /// Waits until `look` finds what it looks for in a session's entry.
     async fn wait_for<T>(&self, base: StreamSeq, look: impl Fn(&TokenEntry) -> Option<T>) -> Result<T, Waited> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + self.0.settings.shim_patience;
         loop {
             let changed = match self.0.tokens.borrow_mut().entry(base) {
                 None => return Err(Waited),
