@@ -47,6 +47,15 @@ impl ShimLink {
 }
 
 impl Coordinator {
+    /// Whether a VM that has no session yet could have this many with tokens.
+    ///
+    /// # Errors
+    /// What the client is told.
+    pub fn check_tokens(count: i64) -> Result<(), RequestError> {
+        let most = TOKENS_PER_REQUEST;
+        if (0..=most).contains(&count) { Ok(()) } else { Err(RequestError::Tokens { asked: count, most }) }
+    }
+
     /// Makes `count` sessions with tokens for a VM.
     ///
     /// # Errors

@@ -190,6 +190,8 @@ impl Client {
 
     async fn register(&mut self, asked: RegisterVm) -> Result<Vec<u8>, Refusal> {
         let RegisterVm { container_id, ctl_serial, io_serial, console, num_io_streams } = asked;
+        // Before anything is connected: a registration that is refused leaves nothing behind.
+        Coordinator::check_tokens(num_io_streams)?;
         let hello = Hello { container_id, ctl_serial, io_serial };
         let vm = self.coordinator.hello(&hello, self.peer).await?;
         if !console.is_empty() {
