@@ -212,7 +212,7 @@ impl Coordinator {
                 self.hyper(vm, &name, command.payload).await
             }
             [token] => {
-                let base = self.0.tokens.borrow().find(token)?;
+                let base = self.usable_token(vm, token)?;
                 let command = process::assign(data.as_deref(), base.0)?;
                 self.start(vm, &name, base, token, command, first).await
             }
@@ -231,6 +231,17 @@ impl Coordinator {
         Ok(base)
     }
 
+    /// The session of a token with which a process of this VM can be started.
+    fn usable_token(&self, vm: &VmRef, token: &str) -> Result<StreamSeq, RequestError> {
+        let mut tokens = self.0.tokens.borrow_mut();
+        let base = tokens.find(token)?;
+        match tokens.entry(base).filter(|entry| entry.vm == vm.key) {
+            None => Err(RequestError::UnknownToken(token.to_owned())),
+            Some(entry) if entry.progress != Progress::Waiting => Err(RequestError::TokenUsed(token.to_owned())),
+            Some(_) => Ok(base),
+        }
+    }
+
     /// Starts a process with a token, once the token's shim is there.
     async fn start(
         &self,
@@ -247,18 +258,13 @@ impl Coordinator {
         }
         let has_shim = |entry: &TokenEntry| (entry.claim.is_some()).then_some(());
         let waited = self.wait_for(base, has_shim).await;
+        // Its VM may have gone meanwhile, and the token been given up or used.
+        self.0.registry.borrow_mut().usable(vm)?;
+        self.usable_token(vm, token)?;
         waited.map_err(|Waited| RequestError::NoShim(token.to_owned()))?;
-        {
-            let mut tokens = self.0.tokens.borrow_mut();
-            let entry = tokens.entry(base).filter(|entry| entry.vm == vm.key);
-            let entry = entry.ok_or_else(|| RequestError::UnknownToken(token.to_owned()))?;
-            if entry.progress != Progress::Waiting {
-                return Err(RequestError::TokenUsed(token.to_owned()));
-            }
-            let StartCommand { container, process, .. } = &command;
-            let target = Target { container: container.clone(), process: process.clone(), first };
-            tokens.set(base, Progress::Starting(target));
-        }
+        let StartCommand { container, process, .. } = &command;
+        let target = Target { container: container.clone(), process: process.clone(), first };
+        self.0.tokens.borrow_mut().set(base, Progress::Starting(target));
         let answer = self.hyper(vm, name, command.payload).await;
         let progress = {
             let mut tokens = self.0.tokens.borrow_mut();
