@@ -312,6 +312,7 @@ impl Coordinator {
             return Ok(cc2::encode(Kind::Notification(cc2::PROCESS_EXITED), &[0]));
         }
         let running = |entry: &TokenEntry| match &entry.progress {
+            _ if !entry.is_claimed_by(shim.connection) => Some((entry.vm, None)),
             Progress::Running(target) => Some((entry.vm, Some(target.clone()))),
             Progress::Cancelled => Some((entry.vm, None)),
             Progress::Waiting | Progress::Starting(_) => None,
@@ -445,6 +446,7 @@ impl Coordinator {
     /// Ends a connection whose input waits for a process that does not start.
     async fn watch_input(&self, base: StreamSeq, connection: u64) {
         let running = |entry: &TokenEntry| match entry.progress {
+            _ if !entry.is_claimed_by(connection) => Some(()),
             Progress::Running(_) => Some(()),
             _ => None,
         };

@@ -48,6 +48,13 @@ pub(super) struct TokenEntry {
     pub(super) changed: Rc<Notify>,
 }
 
+impl TokenEntry {
+    /// Whether this connection still has the token: what a shim asked for is not done once it has left.
+    pub(super) fn is_claimed_by(&self, connection: u64) -> bool {
+        self.claim.as_ref().is_some_and(|(claimed, _)| *claimed == connection)
+    }
+}
+
 /// All of them.
 #[derive(Debug, Default)]
 pub(super) struct Tokens {
@@ -96,7 +103,7 @@ impl Tokens {
     /// A connection is gone: its token is free.
     pub(super) fn unclaim(&mut self, base: StreamSeq, connection: u64) {
         let Some(entry) = self.entry(base) else { return };
-        if entry.claim.as_ref().is_some_and(|(claimed, _)| *claimed == connection) {
+        if entry.is_claimed_by(connection) {
             entry.claim = None;
             entry.changed.notify_waiters();
         }
