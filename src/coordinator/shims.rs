@@ -132,6 +132,7 @@ impl Coordinator {
     pub async fn connect_shim(
         &self,
         token: &str,
+        client: PeerCredentials,
         stream: UnixStream,
         unparsed: Vec<u8>,
         reply: Vec<u8>,
@@ -139,7 +140,7 @@ impl Coordinator {
         let (sender, messages) = mpsc::channel(MESSAGES_BUFFER);
         let claimed = {
             let mut tokens = self.0.tokens.borrow_mut();
-            tokens.find(token).and_then(|base| Ok((base, tokens.claim(base, token, sender)?)))
+            tokens.find(token).and_then(|base| Ok((base, tokens.claim(base, token, client.pid, sender)?)))
         };
         let (base, connection) = match claimed {
             Ok(claimed) => claimed,
@@ -425,15 +426,16 @@ impl Coordinator {
             relay::Report::ShimGone { base, connection, why, at_risk } => {
                 self.0.tokens.borrow_mut().unclaim(base, connection);
                 self.count(|counters| counters.shims_lost += 1);
+                let known = self.0.tokens.borrow_mut().entry(base).map(|entry| (entry.vm, entry.pid));
+                let Some((key, pid)) = known else { return };
+                let (vm, session) = (self.name(key), base.0);
                 if why.is_fault() {
-                    warn!(session = base.0, connection, %why, "shim's connection ended by its own fault");
+                    self.count(|counters| counters.clients_faulty += 1);
+                    warn!(pid, vm, session, connection, %why, at_risk, "shim's connection ended by its own fault");
                 } else {
-                    info!(session = base.0, connection, %why, at_risk, "shim gone without disconnecting");
+                    info!(pid, vm, session, connection, %why, at_risk, "shim gone without disconnecting");
                 }
-                let vm = self.0.tokens.borrow_mut().entry(base).map(|entry| entry.vm);
-                if let Some(vm) = vm {
-                    self.close_if_unused(vm).await;
-                }
+                self.close_if_unused(key).await;
             }
             relay::Report::InputWaits { base, connection } => {
                 let coordinator = self.clone();

@@ -254,7 +254,9 @@ impl Plane {
     pub(super) fn shim_gone<L: Leases>(&mut self, mem: &mut Memory<L>, id: SessionId, why: &Gone) -> bool {
         let session = &mut self.sessions[id.0 as usize];
         let stays = session.link.is_some() && session.state.after(Happening::ShimGone) == State::Detached;
-        let Some(shim) = session.shim.as_mut().filter(|shim| stays && !shim.ending && !shim.leaving) else { return false };
+        let Some(shim) = session.shim.as_mut().filter(|shim| stays && !shim.ending && !shim.leaving) else {
+            return false;
+        };
         let Some(connection) = shim.connection.take() else { return true };
         self.totals.faults += u64::from(why.is_fault());
         let at_risk = shim.taken.min(SHIM_AT_RISK);
