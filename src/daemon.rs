@@ -96,6 +96,7 @@ fn settings(config: &Config, socket: &Path, sockets_max: u32) -> Settings {
         socket: socket.display().to_string(),
         vm_dirs: config.vm_dirs.clone(),
         deadline: config.deadline,
+        shim_patience: config.shim_patience,
         control_message_max: config.control_message_max,
         sockets_max,
     }

@@ -80,7 +80,7 @@ pub const CC2_FRAME_MAX: u32 = SEND_MAX as u32;
 /// Bytes the kernel may hold for a shim, hence what may go unread when it is killed.
 pub const SHIM_AT_RISK: u64 = 208 * 1024;
 
-/// Seconds a process's start waits for its shim, and a shim's input and signals for the process.
+/// Seconds a process's start waits for its shim, and a shim's input and signals for the process (`--shim-patience`).
 pub const SHIM_PATIENCE_SECS: u64 = 30;
 
 /// Messages of a shim that wait for its door: as many as a shard lets be under way, and one to spare.
@@ -151,7 +151,7 @@ pub const SESSION_BUFFER_FLOOR: usize = 2 * CHUNK_LEN;
 /// The most `--total-buffer` may be raised to.
 pub const TOTAL_BUFFER_CEILING: usize = 1 << 46;
 
-/// The most `--deadline` and `--stop-timeout` may be raised to, in seconds.
+/// The most `--deadline`, `--shim-patience` and `--stop-timeout` may be raised to, in seconds.
 pub const SECONDS_MAX: u64 = 3_600;
 
 /// Highest number of a CPU that may be named, exclusive: what a `cpu_set_t` holds (sched_setaffinity(2)).
@@ -233,6 +233,8 @@ const _: () = assert!(AGENT_FRAME_FLOOR <= AGENT_FRAME_DEFAULT);
 const _: () = assert!(CONTROL_MESSAGE_FLOOR <= CONTROL_MESSAGE_MAX);
 const _: () = assert!(CLIENTS_MAX <= CLIENTS_CEILING);
 const _: () = assert!(COMMAND_DEADLINE_SECS <= SECONDS_MAX && STOP_TIMEOUT_SECS <= SECONDS_MAX);
+const _: () = assert!(TOKENS_PER_REQUEST.unsigned_abs() <= SESSIONS_PER_VM as u64);
+const _: () = assert!(SHIM_PATIENCE_SECS <= SECONDS_MAX);
 const _: () = assert!(GUEST_FRAME_DEFAULT >= GUEST_FRAME_RANGE.0 && GUEST_FRAME_DEFAULT <= GUEST_FRAME_RANGE.1);
 const _: () = assert!(CONTROL_MESSAGE_MAX >= GUEST_CONTROL_RANGE.0 && CONTROL_MESSAGE_MAX <= GUEST_CONTROL_RANGE.1);
 const _: () = assert!(GUEST_STDIN_BUFFER <= GUEST_STDIN_TOTAL);

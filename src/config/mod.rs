@@ -58,6 +58,8 @@ pub struct Config {
     pub total_buffer: usize,
     /// Time hello, hyper and bye may take before they are answered with an error.
     pub deadline: Duration,
+    /// Time a start waits for its shim, and a shim's input and signals for the start.
+    pub shim_patience: Duration,
     /// Time a stopping daemon spends on flushing what clients are owed.
     pub stop_timeout: Duration,
     /// Client connections served at once.
@@ -111,6 +113,9 @@ pub struct Settings {
     /// Seconds an agent may take to answer a command [default: 30]
     #[arg(long, value_name = "SECONDS")]
     pub deadline: Option<u64>,
+    /// Seconds a process's start waits for its shim, and a shim's input and signals for the start [default: 30]
+    #[arg(long, value_name = "SECONDS")]
+    pub shim_patience: Option<u64>,
     /// Seconds to spend on flushing when told to stop [default: 5]
     #[arg(long, value_name = "SECONDS")]
     pub stop_timeout: Option<u64>,
@@ -166,6 +171,7 @@ impl Settings {
             session_buffer: self.session_buffer.or(below.session_buffer),
             total_buffer: self.total_buffer.or(below.total_buffer),
             deadline: self.deadline.or(below.deadline),
+            shim_patience: self.shim_patience.or(below.shim_patience),
             stop_timeout: self.stop_timeout.or(below.stop_timeout),
             max_clients: self.max_clients.or(below.max_clients),
         }
@@ -188,6 +194,7 @@ impl Settings {
         check_range("session-buffer", size(self.session_buffer), buffer)?;
         check_range("total-buffer", size(self.total_buffer), buffer)?;
         check_range("deadline", self.deadline, (1, limits::SECONDS_MAX))?;
+        check_range("shim-patience", self.shim_patience, (1, limits::SECONDS_MAX))?;
         check_range("stop-timeout", self.stop_timeout, (0, limits::SECONDS_MAX))?;
         check_range("max-clients", count(self.max_clients), (1, limits::CLIENTS_CEILING as u64))?;
         check_log(self.log.as_deref())
@@ -230,6 +237,7 @@ impl Settings {
             session_buffer,
             total_buffer,
             deadline: Duration::from_secs(self.deadline.unwrap_or(limits::COMMAND_DEADLINE_SECS)),
+            shim_patience: Duration::from_secs(self.shim_patience.unwrap_or(limits::SHIM_PATIENCE_SECS)),
             stop_timeout: Duration::from_secs(self.stop_timeout.unwrap_or(limits::STOP_TIMEOUT_SECS)),
             max_clients: self.max_clients.unwrap_or(limits::CLIENTS_MAX),
         })

@@ -30,6 +30,7 @@ fn defaults_are_the_limits() {
     assert_eq!(config.control_message_max, limits::CONTROL_MESSAGE_MAX);
     assert_eq!((config.session_buffer, config.total_buffer), (limits::SESSION_BUFFER, limits::TOTAL_BUFFER));
     assert_eq!((config.deadline, config.stop_timeout), (Duration::from_secs(30), Duration::from_secs(5)));
+    assert_eq!(config.shim_patience, Duration::from_secs(30));
     assert_eq!(config.max_clients, limits::CLIENTS_MAX);
     assert!(config.pin && config.shards >= 1 && config.cpus.is_empty() && config.vm_dirs.is_empty());
     assert_eq!((config.log.as_str(), config.log_format), ("info", LogFormat::Text));

@@ -55,6 +55,8 @@ pub struct Settings {
     pub vm_dirs: Vec<PathBuf>,
     /// Time hello, hyper and bye may take.
     pub deadline: Duration,
+    /// Time a start waits for its shim, and a shim's input and signals for the start.
+    pub shim_patience: Duration,
     /// Longest message to an agent, header included, bytes.
     pub control_message_max: usize,
     /// Sockets one shard can serve.

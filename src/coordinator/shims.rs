@@ -5,7 +5,6 @@
 //! after it connected.
 
 use std::os::fd::OwnedFd;
-use std::time::Duration;
 
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
@@ -15,7 +14,7 @@ use tracing::{debug, info, warn};
 use super::registry::{RequestError, VmRef, VmState};
 use super::tokens::{Progress, Target, TokenEntry};
 use super::{Coordinator, out_of};
-use crate::limits::{MESSAGES_BUFFER, SESSIONS_PER_VM, SHIM_PATIENCE_SECS, TOKENS_PER_REQUEST};
+use crate::limits::{MESSAGES_BUFFER, SESSIONS_PER_VM, TOKENS_PER_REQUEST};
 use crate::os::fds::PeerCredentials;
 use crate::relay::{self, Gone};
 use crate::shard::{Order, TokenOrder};
@@ -25,8 +24,6 @@ use crate::wire::hyper::{
 };
 use crate::wire::process::{self, StartCommand};
 
-/// How long a start waits for a shim, and a shim for a start.
-const PATIENCE: Duration = Duration::from_secs(SHIM_PATIENCE_SECS);
 /// The first agents' API that can signal any process.
 const API_SIGNALS: u32 = 4_244;
 
@@ -50,6 +47,15 @@ impl ShimLink {
 }
 
 impl Coordinator {
+    /// Whether a VM that has no session yet could have this many with tokens.
+    ///
+    /// # Errors
+    /// What the client is told.
+    pub fn check_tokens(count: i64) -> Result<(), RequestError> {
+        let most = TOKENS_PER_REQUEST;
+        if (0..=most).contains(&count) { Ok(()) } else { Err(RequestError::Tokens { asked: count, most }) }
+    }
+
     /// Makes `count` sessions with tokens for a VM.
     ///
     /// # Errors
@@ -126,6 +132,7 @@ impl Coordinator {
     pub async fn connect_shim(
         &self,
         token: &str,
+        client: PeerCredentials,
         stream: UnixStream,
         unparsed: Vec<u8>,
         reply: Vec<u8>,
@@ -134,7 +141,7 @@ impl Coordinator {
         let claimed = {
             let mut tokens = self.0.tokens.borrow_mut();
             tokens.find(token).and_then(|base| {
-                let connection = tokens.claim(base, token, sender)?;
+                let connection = tokens.claim(base, token, client.pid, sender)?;
                 let shard = tokens.entry(base).map_or(0, |entry| entry.shard);
                 match self.0.registry.borrow_mut().take_socket(shard) {
                     Ok(()) => Ok((base, connection)),
@@ -223,7 +230,7 @@ impl Coordinator {
                 self.hyper(vm, &name, command.payload).await
             }
             [token] => {
-                let base = self.0.tokens.borrow().find(token)?;
+                let base = self.usable_token(vm, token)?;
                 let command = process::assign(data.as_deref(), base.0)?;
                 self.start(vm, &name, base, token, command, first).await
             }
@@ -242,6 +249,17 @@ impl Coordinator {
         Ok(base)
     }
 
+    /// The session of a token with which a process of this VM can be started.
+    fn usable_token(&self, vm: &VmRef, token: &str) -> Result<StreamSeq, RequestError> {
+        let mut tokens = self.0.tokens.borrow_mut();
+        let base = tokens.find(token)?;
+        match tokens.entry(base).filter(|entry| entry.vm == vm.key) {
+            None => Err(RequestError::UnknownToken(token.to_owned())),
+            Some(entry) if entry.progress != Progress::Waiting => Err(RequestError::TokenUsed(token.to_owned())),
+            Some(_) => Ok(base),
+        }
+    }
+
     /// Starts a process with a token, once the token's shim is there.
     async fn start(
         &self,
@@ -258,18 +276,13 @@ impl Coordinator {
         }
         let has_shim = |entry: &TokenEntry| (entry.claim.is_some()).then_some(());
         let waited = self.wait_for(base, has_shim).await;
+        // Its VM may have gone meanwhile, and the token been given up or used.
+        self.0.registry.borrow_mut().usable(vm)?;
+        self.usable_token(vm, token)?;
         waited.map_err(|Waited| RequestError::NoShim(token.to_owned()))?;
-        {
-            let mut tokens = self.0.tokens.borrow_mut();
-            let entry = tokens.entry(base).filter(|entry| entry.vm == vm.key);
-            let entry = entry.ok_or_else(|| RequestError::UnknownToken(token.to_owned()))?;
-            if entry.progress != Progress::Waiting {
-                return Err(RequestError::TokenUsed(token.to_owned()));
-            }
-            let container = if first { &command.new_container } else { &command.container };
-            let target = Target { container: container.clone(), process: command.process.clone(), first };
-            tokens.set(base, Progress::Starting(target));
-        }
+        let container = if first { &command.new_container } else { &command.container };
+        let target = Target { container: container.clone(), process: command.process.clone(), first };
+        self.0.tokens.borrow_mut().set(base, Progress::Starting(target));
         let answer = self.hyper(vm, name, command.payload).await;
         let progress = {
             let mut tokens = self.0.tokens.borrow_mut();
@@ -287,7 +300,7 @@ impl Coordinator {
 
     /// Waits until `look` finds what it looks for in a session's entry.
     async fn wait_for<T>(&self, base: StreamSeq, look: impl Fn(&TokenEntry) -> Option<T>) -> Result<T, Waited> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + self.0.settings.shim_patience;
         loop {
             let changed = match self.0.tokens.borrow_mut().entry(base) {
                 None => return Err(Waited),
@@ -317,6 +330,7 @@ impl Coordinator {
             return Ok(cc2::encode(Kind::Notification(cc2::PROCESS_EXITED), &[0]));
         }
         let running = |entry: &TokenEntry| match &entry.progress {
+            _ if !entry.is_claimed_by(shim.connection) => Some((entry.vm, None)),
             Progress::Running(target) => Some((entry.vm, Some(target.clone()))),
             Progress::Cancelled => Some((entry.vm, None)),
             Progress::Waiting | Progress::Starting(_) => None,
@@ -429,15 +443,16 @@ impl Coordinator {
             relay::Report::ShimGone { base, connection, why, at_risk } => {
                 self.unclaim(base, connection);
                 self.count(|counters| counters.shims_lost += 1);
+                let known = self.0.tokens.borrow_mut().entry(base).map(|entry| (entry.vm, entry.pid));
+                let Some((key, pid)) = known else { return };
+                let (vm, session) = (self.name(key), base.0);
                 if why.is_fault() {
-                    warn!(session = base.0, connection, %why, "shim's connection ended by its own fault");
+                    self.count(|counters| counters.clients_faulty += 1);
+                    warn!(pid, vm, session, connection, %why, at_risk, "shim's connection ended by its own fault");
                 } else {
-                    info!(session = base.0, connection, %why, at_risk, "shim gone without disconnecting");
+                    info!(pid, vm, session, connection, %why, at_risk, "shim gone without disconnecting");
                 }
-                let vm = self.0.tokens.borrow_mut().entry(base).map(|entry| entry.vm);
-                if let Some(vm) = vm {
-                    self.close_if_unused(vm).await;
-                }
+                self.close_if_unused(key).await;
             }
             relay::Report::InputWaits { base, connection } => {
                 let coordinator = self.clone();
@@ -450,6 +465,7 @@ impl Coordinator {
     /// Ends a connection whose input waits for a process that does not start.
     async fn watch_input(&self, base: StreamSeq, connection: u64) {
         let running = |entry: &TokenEntry| match entry.progress {
+            _ if !entry.is_claimed_by(connection) => Some(()),
             Progress::Running(_) => Some(()),
             _ => None,
         };

@@ -43,9 +43,18 @@ pub(super) struct TokenEntry {
     pub(super) shard: usize,
     /// The connection that has claimed it, and where its messages go.
     pub(super) claim: Option<(u64, mpsc::Sender<Frame>)>,
+    /// The process that claimed it last.
+    pub(super) pid: i32,
     pub(super) progress: Progress,
     /// Told whenever `claim` or `progress` changes, or the entry goes.
     pub(super) changed: Rc<Notify>,
+}
+
+impl TokenEntry {
+    /// Whether this connection still has the token: what a shim asked for is not done once it has left.
+    pub(super) fn is_claimed_by(&self, connection: u64) -> bool {
+        self.claim.as_ref().is_some_and(|(claimed, _)| *claimed == connection)
+    }
 }
 
 /// All of them.
@@ -59,7 +68,7 @@ pub(super) struct Tokens {
 impl Tokens {
     pub(super) fn add(&mut self, token: SessionToken, base: StreamSeq, vm: u64, shard: usize) {
         let changed = Rc::new(Notify::new());
-        let entry = TokenEntry { token, vm, shard, claim: None, progress: Progress::Waiting, changed };
+        let entry = TokenEntry { token, vm, shard, claim: None, pid: 0, progress: Progress::Waiting, changed };
         self.by_base.insert(base.0, entry);
         self.bases.insert(token, base.0);
     }
@@ -80,6 +89,7 @@ impl Tokens {
         &mut self,
         base: StreamSeq,
         text: &str,
+        pid: i32,
         messages: mpsc::Sender<Frame>,
     ) -> Result<u64, RequestError> {
         self.next_connection += 1;
@@ -88,7 +98,7 @@ impl Tokens {
         if entry.claim.is_some() {
             return Err(RequestError::TokenClaimed(text.to_owned()));
         }
-        entry.claim = Some((connection, messages));
+        (entry.claim, entry.pid) = (Some((connection, messages)), pid);
         entry.changed.notify_waiters();
         Ok(connection)
     }
@@ -151,7 +161,7 @@ mod tests {
         let (mut tokens, base, text) = some();
         assert_eq!(tokens.find(&text).unwrap(), base);
         assert_eq!(tokens.find("AAAA").unwrap_err().to_string(), "unknown token: AAAA");
-        let claim = |tokens: &mut Tokens| tokens.claim(base, &text, mpsc::channel(1).0);
+        let claim = |tokens: &mut Tokens| tokens.claim(base, &text, 1, mpsc::channel(1).0);
         let first = claim(&mut tokens).unwrap();
         assert_eq!(claim(&mut tokens).unwrap_err().to_string(), format!("token already claimed: {text}"));
         assert_eq!(tokens.unclaim(base, first + 1), None);

@@ -64,6 +64,8 @@ pub(super) struct Shim {
     pub(super) started: bool,
     /// The coordinator knows that input waits.
     told_waiting: bool,
+    /// The shim has asked to give its token up: when it goes, nobody comes after it.
+    leaving: bool,
     /// The token is given up: the connection ends when its replies are read.
     ending: bool,
     exit: Exit,
@@ -269,7 +271,9 @@ impl Plane {
     pub(super) fn shim_gone<L: Leases>(&mut self, mem: &mut Memory<L>, id: SessionId, why: &Gone) -> bool {
         let session = &mut self.sessions[id.0 as usize];
         let stays = session.link.is_some() && session.state.after(Happening::ShimGone) == State::Detached;
-        let Some(shim) = session.shim.as_mut().filter(|shim| stays && !shim.ending) else { return false };
+        let Some(shim) = session.shim.as_mut().filter(|shim| stays && !shim.ending && !shim.leaving) else {
+            return false;
+        };
         let Some(connection) = shim.connection.take() else { return true };
         self.totals.faults += u64::from(why.is_fault());
         let at_risk = shim.taken.min(SHIM_AT_RISK);
@@ -288,7 +292,7 @@ impl Plane {
     /// A shim's socket refused output: it closed, and what it had sent may still be unread. Output waits for the next.
     pub(super) fn shim_refused<L: Leases>(&mut self, mem: &mut Memory<L>, id: SessionId) -> bool {
         let session = &mut self.sessions[id.0 as usize];
-        let Some(shim) = session.shim.as_mut().filter(|shim| !shim.ending) else { return false };
+        let Some(shim) = session.shim.as_mut().filter(|shim| !shim.ending && !shim.leaving) else { return false };
         shim.forget_replies(&mut self.arena, mem);
         session.sending = Sending::Idle;
         self.change(id, Happening::OutputRefused);
@@ -421,6 +425,7 @@ impl Plane {
             Current::Message(kind, payload, want) if payload.len() == want as usize => {
                 shim.unanswered += 1;
                 shim.current = Current::Ignored;
+                shim.leaving |= kind == Kind::Command(cc2::Command::DisconnectShim);
                 let frame = cc2::Frame { kind, payload };
                 self.effects.push(Effect::Report(Report::ShimMessage { base, connection, frame }));
                 self.mark_input(id);

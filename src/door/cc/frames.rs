@@ -66,7 +66,8 @@ impl Client {
             let reply = match self.obey(command, &frame.payload).await {
                 Ok(Outcome::Claim(token)) => {
                     let unparsed = decoder.rest().to_vec();
-                    match self.coordinator.connect_shim(&token, stream, unparsed, success(command, &[])).await {
+                    let (peer, reply) = (self.peer, success(command, &[]));
+                    match self.coordinator.connect_shim(&token, peer, stream, unparsed, reply).await {
                         Ok(shim) => {
                             self.shim = Some(shim);
                             self.coordinator.count(|counters| counters.requests_ok += 1);
@@ -102,7 +103,8 @@ impl Client {
                     if let Some(shim) = &self.shim {
                         self.coordinator.fault(shim, fault.clone()).await;
                     }
-                    return fault.into();
+                    // Counted and logged when its shard says that it has ended.
+                    return End::Closed;
                 }
             };
             let outcome = self.obey(command, &frame.payload).await;
@@ -190,6 +192,8 @@ impl Client {
 
     async fn register(&mut self, asked: RegisterVm) -> Result<Vec<u8>, Refusal> {
         let RegisterVm { container_id, ctl_serial, io_serial, console, num_io_streams } = asked;
+        // Before anything is connected: a registration that is refused leaves nothing behind.
+        Coordinator::check_tokens(num_io_streams)?;
         let hello = Hello { container_id, ctl_serial, io_serial };
         let vm = self.coordinator.hello(&hello, self.peer).await?;
         if !console.is_empty() {
