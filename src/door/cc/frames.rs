@@ -7,10 +7,12 @@
 use serde::Deserialize;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
+use tokio::sync::OwnedSemaphorePermit;
 use tracing::{debug, error, info, warn};
 
 use super::{End, receive};
 use crate::coordinator::{Coordinator, RequestError, ShimLink, VmRef};
+use crate::limits::REFUSALS_LOGGED;
 use crate::os::fds::PeerCredentials;
 use crate::wire::DecodeError;
 use crate::wire::cc1::Hello;
@@ -19,15 +21,22 @@ use crate::wire::cc2::{
     Registered, Signal, Stream,
 };
 
-/// Serves a client whose first bytes are `bytes`, to its end.
-pub(super) async fn serve(stream: UnixStream, coordinator: Coordinator, peer: PeerCredentials, bytes: &[u8]) -> End {
+/// Serves a client whose first bytes are `bytes`, to its end. `place` is free again once it is a shim.
+pub(super) async fn serve(
+    stream: UnixStream,
+    coordinator: Coordinator,
+    peer: PeerCredentials,
+    bytes: &[u8],
+    place: OwnedSemaphorePermit,
+) -> End {
     let mut decoder = Decoder::default();
     decoder.push(bytes);
-    let mut client = Client { coordinator, peer, vm: None, shim: None };
-    match client.serve_runtime(stream, decoder).await {
-        Ok(()) => client.serve_shim().await,
-        Err(end) => end,
+    let mut client = Client { coordinator, peer, vm: None, shim: None, refused: 0 };
+    if let Err(end) = client.serve_runtime(stream, decoder).await {
+        return end;
     }
+    drop(place);
+    client.serve_shim().await
 }
 
 /// What a request came to.
@@ -49,6 +58,8 @@ struct Client {
     peer: PeerCredentials,
     vm: Option<VmRef>,
     shim: Option<ShimLink>,
+    /// Requests refused.
+    refused: u32,
 }
 
 impl Client {
@@ -210,7 +221,7 @@ impl Client {
     }
 
     /// The frames that answer a command.
-    fn reply(&self, command: Command, outcome: Result<Outcome, Refusal>) -> Vec<u8> {
+    fn reply(&mut self, command: Command, outcome: Result<Outcome, Refusal>) -> Vec<u8> {
         let reply = match outcome {
             Ok(Outcome::Done(payload)) => success(command, &payload),
             Ok(Outcome::After(mut frames)) => {
@@ -224,10 +235,14 @@ impl Client {
         reply
     }
 
-    fn refuse(&self, command: Command, error: &dyn std::fmt::Display) -> Vec<u8> {
+    fn refuse(&mut self, command: Command, error: &dyn std::fmt::Display) -> Vec<u8> {
         self.coordinator.count(|counters| counters.requests_failed += 1);
+        self.refused = self.refused.saturating_add(1);
         // Not the reason: it may name a token, and tokens are secrets.
-        info!(pid = self.peer.pid, ?command, "request refused");
+        match self.refused {
+            ..=REFUSALS_LOGGED => info!(pid = self.peer.pid, ?command, "request refused"),
+            _ => debug!(pid = self.peer.pid, ?command, "request refused"),
+        }
         let payload = serde_json::to_vec(&ErrorResponse { msg: error.to_string() }).expect("plain data serializes");
         cc2::encode(Kind::Response { command, error: true }, &payload)
     }

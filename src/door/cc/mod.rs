@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{debug, warn};
 
 use crate::coordinator::Coordinator;
@@ -23,7 +23,8 @@ use crate::wire::DecodeError;
 /// Pause after a failed accept: out of descriptors is not cured by trying at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Accepts clients for ever, at most `clients` at once; more wait in the backlog.
+/// Accepts clients for ever, at most `clients` at once; more wait in the backlog. Shims do not count once they are on
+/// their shard, where sessions are bounded.
 pub async fn serve(listener: UnixListener, coordinator: Coordinator, clients: usize) {
     let places = Arc::new(Semaphore::new(clients));
     let mut failures = 0_u64;
@@ -33,10 +34,7 @@ pub async fn serve(listener: UnixListener, coordinator: Coordinator, clients: us
             Ok((stream, _)) => {
                 failures = 0;
                 let coordinator = coordinator.clone();
-                tokio::task::spawn_local(async move {
-                    converse(stream, coordinator).await;
-                    drop(place);
-                });
+                tokio::task::spawn_local(converse(stream, coordinator, place));
             }
             Err(error) => {
                 failures += 1;
@@ -67,7 +65,7 @@ enum End {
     Io(#[from] io::Error),
 }
 
-async fn converse(stream: UnixStream, coordinator: Coordinator) {
+async fn converse(stream: UnixStream, coordinator: Coordinator, place: OwnedSemaphorePermit) {
     let peer = match peer_credentials(stream.as_fd()) {
         Ok(peer) => peer,
         Err(error) => return warn!(%error, "a client without credentials was turned away"),
@@ -75,7 +73,7 @@ async fn converse(stream: UnixStream, coordinator: Coordinator) {
     coordinator.count(|counters| counters.clients_accepted += 1);
     coordinator.client_count(1);
     let PeerCredentials { pid, uid, .. } = peer;
-    match speak(stream, coordinator.clone(), peer).await {
+    match speak(stream, coordinator.clone(), peer, place).await {
         End::Closed => debug!(pid, uid, "client closed"),
         End::Io(error) => debug!(pid, uid, %error, "client lost"),
         end @ (End::Truncated | End::Fault(_)) => {
@@ -87,7 +85,12 @@ async fn converse(stream: UnixStream, coordinator: Coordinator) {
 }
 
 /// Finds out which protocol the client speaks, and speaks it.
-async fn speak(stream: UnixStream, coordinator: Coordinator, peer: PeerCredentials) -> End {
+async fn speak(
+    stream: UnixStream,
+    coordinator: Coordinator,
+    peer: PeerCredentials,
+    place: OwnedSemaphorePermit,
+) -> End {
     let mut first = Vec::new();
     while first.len() < 2 {
         match receive(&stream, |bytes| first.extend_from_slice(bytes)).await {
@@ -98,7 +101,7 @@ async fn speak(stream: UnixStream, coordinator: Coordinator, peer: PeerCredentia
         }
     }
     if first.starts_with(&[0, 2]) {
-        frames::serve(stream, coordinator, peer, &first).await
+        frames::serve(stream, coordinator, peer, &first, place).await
     } else {
         messages::serve(stream, coordinator, peer, &first).await
     }
