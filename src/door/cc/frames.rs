@@ -17,8 +17,8 @@ use crate::os::fds::PeerCredentials;
 use crate::wire::DecodeError;
 use crate::wire::cc1::Hello;
 use crate::wire::cc2::{
-    self, AttachVm, Command, ConnectShim, Decoder, ErrorResponse, Frame, Hyper, IoBase, Kind, LogEntry, RegisterVm,
-    Registered, Signal, Stream,
+    self, AttachVm, Command, ConnectShim, Decoder, ErrorResponse, Frame, Header, Hyper, IoBase, Kind, LogEntry,
+    RegisterVm, Registered, Signal, Stream,
 };
 
 /// Serves a client whose first bytes are `bytes`, to its end. `place` is free again once it is a shim.
@@ -67,6 +67,7 @@ impl Client {
     async fn serve_runtime(&mut self, mut stream: UnixStream, mut decoder: Decoder) -> Result<(), End> {
         loop {
             let Some(frame) = decoder.next_frame()? else {
+                look_ahead(&decoder)?;
                 match receive(&stream, |bytes| decoder.push(bytes)).await? {
                     0 if decoder.rest().is_empty() => return Err(End::Closed),
                     0 => return Err(End::Truncated),
@@ -150,9 +151,7 @@ impl Client {
                 debug!(pid = self.peer.pid, opcode, "ignored a notification");
                 Ok(None)
             }
-            Kind::Stream(Stream::Stdin) => Err(DecodeError::OutOfPlace("stdin before ConnectShim")),
-            Kind::Stream(_) => Err(DecodeError::OutOfPlace("output of a process")),
-            Kind::Response { .. } => Err(DecodeError::OutOfPlace("a response")),
+            kind => Err(out_of_place(kind)),
         }
     }
 
@@ -246,6 +245,24 @@ impl Client {
         let payload = serde_json::to_vec(&ErrorResponse { msg: error.to_string() }).expect("plain data serializes");
         cc2::encode(Kind::Response { command, error: true }, &payload)
     }
+}
+
+/// Refuses a frame that may not be here as soon as its header is known: its payload may be long.
+fn look_ahead(decoder: &Decoder) -> Result<(), DecodeError> {
+    let Some((head, _)) = decoder.rest().split_first_chunk() else { return Ok(()) };
+    match Header::decode(*head)?.kind {
+        Kind::Command(_) | Kind::Notification(_) | Kind::Stream(Stream::Log) => Ok(()),
+        kind => Err(out_of_place(kind)),
+    }
+}
+
+/// What is wrong about a frame no client may send here.
+fn out_of_place(kind: Kind) -> DecodeError {
+    DecodeError::OutOfPlace(match kind {
+        Kind::Stream(Stream::Stdin) => "stdin before ConnectShim",
+        Kind::Stream(_) => "output of a process",
+        _ => "a response",
+    })
 }
 
 fn success(command: Command, payload: &[u8]) -> Vec<u8> {
