@@ -36,8 +36,6 @@ pub(super) struct Vm {
     pub(super) control: Option<ControlHandle>,
     /// When the log last said that a client holds it back.
     pub(super) warned: Option<Instant>,
-    /// Sequences of processes started without a token; their output is nobody's.
-    pub(super) tokenless: Option<StreamSeq>,
     /// Sessions with a token it has.
     pub(super) tokens: usize,
     /// The agent's API version, once asked.
@@ -251,7 +249,6 @@ impl Registry {
             io: io.to_owned(),
             control: None,
             warned: None,
-            tokenless: None,
             tokens: 0,
             api: None,
         };

@@ -238,15 +238,12 @@ impl Coordinator {
         }
     }
 
-    /// The sequences of a VM's processes without a token.
+    /// Sequences for one process without a token: nobody has them, so its output is skipped. Each has its own, since
+    /// agents refuse or mix up two processes that share theirs.
     fn tokenless(&self, vm: &VmRef) -> Result<StreamSeq, RequestError> {
         let mut registry = self.0.registry.borrow_mut();
-        if let Some(base) = registry.usable(vm)?.tokenless {
-            return Ok(base);
-        }
-        let base = registry.sequences(2)?;
-        registry.usable(vm)?.tokenless = Some(base);
-        Ok(base)
+        registry.usable(vm)?;
+        registry.sequences(2)
     }
 
     /// The session of a token with which a process of this VM can be started.
