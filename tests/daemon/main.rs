@@ -1,8 +1,10 @@
 //! Tests of the daemon as it is run: the real binary in processes of its own, clients and agents at its sockets.
 
 mod bad_agents;
+mod bad_frames;
 mod bad_requests;
 mod bad_sessions;
+mod carried;
 mod client;
 mod cycles;
 mod exec;
@@ -11,7 +13,9 @@ mod guest;
 mod harness;
 mod hello;
 mod lifecycle;
+mod lives;
 mod messages;
+mod reclaims;
 mod scene;
 mod shims;
 mod status;
