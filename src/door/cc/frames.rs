@@ -159,7 +159,7 @@ impl Client {
     fn log(&self, payload: &[u8]) -> Result<(), DecodeError> {
         let entry: LogEntry = serde_json::from_slice(payload).map_err(|e| DecodeError::Json(e.to_string()))?;
         let LogEntry { source, container_id: container, level, msg } = entry;
-        let pid = self.peer.pid;
+        let (pid, msg) = (self.peer.pid, on_one_line(&msg));
         match level.as_str() {
             "error" => error!(pid, source, container, "{msg}"),
             "warn" => warn!(pid, source, container, "{msg}"),
@@ -245,6 +245,15 @@ impl Client {
         let payload = serde_json::to_vec(&ErrorResponse { msg: error.to_string() }).expect("plain data serializes");
         cc2::encode(Kind::Response { command, error: true }, &payload)
     }
+}
+
+/// A client's text with its control characters spelled out: it must not begin a line of its own in our log.
+fn on_one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for c in text.trim_end().chars() {
+        if c.is_control() { line.extend(c.escape_default()) } else { line.push(c) }
+    }
+    line
 }
 
 /// Refuses a frame that may not be here as soon as its header is known: its payload may be long.
