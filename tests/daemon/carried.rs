@@ -11,7 +11,7 @@ use super::framed::{Framed, exec, process, vm};
 use super::harness::{Agent, Daemon, until};
 
 /// What agents are like: those of hyperstart 0.7 and those of 1.x.
-const OLD: &[&str] = &["--ignore-rootfs"];
+const OLD: &[&str] = &["--ignore-rootfs", "--api-version", "4242"];
 const NEW: &[&str] = &["--ignore-rootfs", "--exit-report", "event", "--api-version", "4244"];
 
 #[test]
