@@ -222,3 +222,20 @@ fn a_shim_that_reads_no_answers_is_not_read() {
     assert_eq!(world.heard(index).1, HEADER + answers * (HEADER + 1_000));
     world.ends_well();
 }
+
+/// Found by seeds: a shim that gave its token up and left, with messages nobody would answer, was never noticed.
+#[test]
+fn a_shim_that_gave_up_and_left_is_noticed_whatever_is_unanswered() {
+    let mut world = World::scripted(Shape::calm());
+    let Process { index, shim, connection, .. } = world.process();
+    world.socket(shim).reads = false;
+    (0..5).for_each(|_| world.answer_shim(index, connection, &reply(30_000)));
+    (0..70).for_each(|_| world.shim_writes(shim, COMMAND, 6, 20));
+    world.turns(10);
+    assert!(world.is_paused(shim));
+    world.release_token(index, &reply(0));
+    world.kill_peer(shim);
+    world.turns(10);
+    assert!(world.has_ended(shim));
+    world.ends_well();
+}
