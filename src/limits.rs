@@ -73,6 +73,9 @@ pub const SHIM_INPUT_BUFFER: usize = 1024 * 1024;
 /// Messages of one shim that may be under way to the coordinator before the shim stops being read.
 pub const SHIM_MESSAGES_MAX: u32 = 64;
 
+/// Bytes of answers a shim may leave unread before it stops being read.
+pub const SHIM_REPLIES_BUFFER: usize = 4 * CHUNK_LEN;
+
 /// Longest stream frame sent to a shim, header included: one send.
 #[expect(clippy::cast_possible_truncation, reason = "32 KiB")]
 pub const CC2_FRAME_MAX: u32 = SEND_MAX as u32;

@@ -124,14 +124,16 @@ impl Plane {
 
     /// The client's socket refused output. What it sent before may still be unread, and is not lost.
     fn output_refused<L: Leases>(&mut self, mem: &mut Memory<L>, id: SessionId, why: Gone) {
-        if self.sessions[id.0 as usize].state.after(Happening::OutputRefused) != State::Deaf {
+        let session = &self.sessions[id.0 as usize];
+        if session.state.after(Happening::OutputRefused) != State::Deaf || session.is_given_up() {
             return self.gone(mem, Peer::Client(id), why);
         }
-        if self.shim_refused(mem, id) {
-            return;
+        if !self.shim_refused(mem, id) {
+            self.end_output(mem, id);
+            self.change(id, Happening::OutputRefused);
         }
-        self.end_output(mem, id);
-        self.change(id, Happening::OutputRefused);
+        // Unread answers may have been why it was not read.
+        self.resume_client(mem, id);
     }
 
     pub(super) fn link_gone<L: Leases>(&mut self, mem: &mut Memory<L>, id: LinkId, why: Gone) {

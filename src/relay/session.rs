@@ -189,7 +189,7 @@ impl Session {
         if self.shim.is_some() { SHIM_INPUT_BUFFER } else { TO_AGENT_BUFFER }
     }
 
-    /// Whether so many of its shim's messages are unanswered that no more are read.
+    /// Whether its shim asks more than is answered and read, so that no more of it is read.
     pub(super) fn is_overasked(&self) -> bool {
         self.shim.as_ref().is_some_and(|shim| shim.is_overasked())
     }

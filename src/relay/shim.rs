@@ -10,7 +10,7 @@ use super::outbox::{Arena, Outbox};
 use super::plane::Plane;
 use super::session::{Happening, Session, State};
 use crate::buf::{BufView, Leases, Memory};
-use crate::limits::{CHUNK_LEN, SHIM_AT_RISK, SHIM_MESSAGES_MAX};
+use crate::limits::{CHUNK_LEN, SHIM_AT_RISK, SHIM_MESSAGES_MAX, SHIM_REPLIES_BUFFER};
 use crate::wire::DecodeError;
 use crate::wire::cc2::{self, Header, Kind, Stream};
 use crate::wire::hyper::{FRAME_HEADER_LEN, FrameHeader, StreamSeq};
@@ -82,9 +82,9 @@ impl Shim {
         self.sending_replies = false;
     }
 
-    /// Whether its connection has so many unanswered messages that no more are read.
+    /// Whether its connection has so many unanswered messages, or so many unread answers, that no more are read.
     pub(super) fn is_overasked(&self) -> bool {
-        self.unanswered >= SHIM_MESSAGES_MAX
+        self.unanswered >= SHIM_MESSAGES_MAX || self.replies.bytes() >= SHIM_REPLIES_BUFFER
     }
 }
 
@@ -234,6 +234,9 @@ impl Plane {
         // A long frame leaves in several sends; nothing comes between them, because answers go first.
         for piece in bytes.chunks(CHUNK_LEN) {
             shim.replies.push_bytes(&mut self.arena, mem, piece, true);
+        }
+        if shim.is_overasked() {
+            self.mark_input(id);
         }
         self.mark_client(id);
     }

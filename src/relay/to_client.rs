@@ -159,6 +159,9 @@ impl Plane {
         if self.is_released(id) {
             self.gone(mem, Peer::Client(id), Gone::Ordered);
         } else {
+            if self.sessions[id.0 as usize].sends_replies() {
+                self.resume_client(mem, id);
+            }
             self.end_if_done(mem, id);
         }
     }

@@ -6,7 +6,9 @@
 
 use std::collections::VecDeque;
 
-use ringway::limits::{CC2_MESSAGE_MAX, SHIM_INPUT_BUFFER, SHIM_MESSAGES_MAX, STREAM_FRAME_MAX, TO_AGENT_BUFFER};
+use ringway::limits::{
+    CC2_MESSAGE_MAX, SHIM_INPUT_BUFFER, SHIM_MESSAGES_MAX, SHIM_REPLIES_BUFFER, STREAM_FRAME_MAX, TO_AGENT_BUFFER,
+};
 use ringway::relay::Gone;
 
 use crate::model::{HEADER, Look, Owed};
@@ -239,7 +241,9 @@ impl Client {
 
     /// Whether its shim asks more than is answered.
     pub(crate) fn is_overasked(&self) -> bool {
-        self.shim.as_ref().is_some_and(|shim| shim.unanswered >= SHIM_MESSAGES_MAX as usize)
+        let is_due =
+            |shim: &Shim| shim.unanswered >= SHIM_MESSAGES_MAX as usize || shim.replies.owed() >= SHIM_REPLIES_BUFFER;
+        self.shim.as_deref().is_some_and(is_due)
     }
 
     /// Whether there is reason not to read it, however much memory is left.

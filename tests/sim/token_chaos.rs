@@ -98,6 +98,10 @@ impl World {
     }
 
     pub(crate) fn some_shim_frame(&mut self, at: At) -> Vec<u8> {
+        if self.random.percent(2) {
+            // More than may be unanswered, and nothing else.
+            return frame(COMMAND, 6, 0, b"").repeat(70);
+        }
         let (kind, opcode) = match self.random.below(100) {
             0..60 => (STREAM, STDIN),
             60..85 => (COMMAND, self.random.next().to_le_bytes()[0] % 7),

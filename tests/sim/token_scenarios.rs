@@ -200,3 +200,42 @@ fn a_status_that_waits_for_a_frame_is_told_when_the_vm_goes() {
     assert_eq!(world.heard(index).0, HEADER + 1);
     world.ends_well();
 }
+
+/// A shim that asks and never reads made answers pile up without a bound.
+#[test]
+fn a_shim_that_reads_no_answers_is_not_read() {
+    let mut world = World::scripted(Shape::calm());
+    let Process { index, shim, connection, .. } = world.process();
+    world.socket(shim).reads = false;
+    let mut answers = 0;
+    while !world.is_paused(shim) {
+        world.shim_writes(shim, COMMAND, 6, 20);
+        world.turns(1);
+        world.answer_shim(index, connection, &reply(1_000));
+        answers += 1;
+        assert!(answers < 1_000, "{} bytes of answers", world.shim(index).replies.owed());
+        world.turns(1);
+    }
+    world.socket(shim).reads = true;
+    world.come_to_rest();
+    assert!(!world.is_paused(shim));
+    assert_eq!(world.heard(index).1, HEADER + answers * (HEADER + 1_000));
+    world.ends_well();
+}
+
+/// Found by seeds: a shim that gave its token up and left, with messages nobody would answer, was never noticed.
+#[test]
+fn a_shim_that_gave_up_and_left_is_noticed_whatever_is_unanswered() {
+    let mut world = World::scripted(Shape::calm());
+    let Process { index, shim, connection, .. } = world.process();
+    world.socket(shim).reads = false;
+    (0..5).for_each(|_| world.answer_shim(index, connection, &reply(30_000)));
+    (0..70).for_each(|_| world.shim_writes(shim, COMMAND, 6, 20));
+    world.turns(10);
+    assert!(world.is_paused(shim));
+    world.release_token(index, &reply(0));
+    world.kill_peer(shim);
+    world.turns(10);
+    assert!(world.has_ended(shim));
+    world.ends_well();
+}

@@ -204,15 +204,12 @@ impl World {
         }
         let done = shim.released && shim.replies.whole() == 0;
         if matches!(sent, Sent::Failed(_)) {
-            if self.agents[client.agent].doomed {
+            if self.agents[client.agent].doomed || shim.released {
                 return self.expect_client_death(index);
             }
             shim.deaf = true;
             shim.replies.forgive();
             client.to_client.rewind();
-            if shim.released {
-                client.to_client.forgive();
-            }
         } else if done {
             self.expect_client_death(index);
         }
