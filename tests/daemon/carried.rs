@@ -21,7 +21,7 @@ fn output_of_both_streams_then_the_status() {
         let (_agent, mut runtime, tokens) = vm(&daemon, flags, 2);
         let mut shim = Framed::shim(&daemon, &tokens[0]);
         runtime.run(&tokens[0], "p", "echo out; seq 100000 >&2; echo last; exit 7");
-        let seen = shim.to_exit();
+        let seen = shim.rest();
         let numbers: String = (1..=100_000).map(|n| format!("{n}\n")).collect();
         assert!(seen.stdout == b"out\nlast\n" && seen.stderr == numbers.as_bytes() && seen.status == 7);
         // The shim's order, and the daemon's memory, end here.

@@ -165,7 +165,7 @@ impl Framed {
     }
 
     /// Everything up to the exit status.
-    pub(crate) fn to_exit(&mut self) -> Seen {
+    pub(crate) fn rest(&mut self) -> Seen {
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         loop {
             match self.next_frame().expect("more output, or the exit status") {
@@ -182,7 +182,7 @@ impl Framed {
 
     pub(crate) fn exits(&mut self, stdout: &str, stderr: &str, status: u8) {
         let want = Seen { stdout: stdout.into(), stderr: stderr.into(), status };
-        assert_eq!(self.to_exit(), want);
+        assert_eq!(self.rest(), want);
     }
 }
 

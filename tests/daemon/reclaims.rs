@@ -111,7 +111,7 @@ fn a_shim_gone_before_it_read_anything_leaves_all_that_comes_to_the_next() {
     scene.guest.send(base, b"");
     scene.guest.send(base, &[3]);
     let mut shim = Framed::next_shim(&scene.daemon, token);
-    let seen = shim.to_exit();
+    let seen = shim.rest();
     assert!(seen.stdout == sent && seen.status == 3);
     scene.serves();
 }
