@@ -24,6 +24,8 @@ pub struct Plane {
     pub(super) dirty_links: Vec<LinkId>,
     pub(super) dirty_clients: Vec<SessionId>,
     pub(super) dirty_inputs: Vec<SessionId>,
+    /// Sessions that may have come to where their shim must be given up.
+    pub(super) stuck: Vec<SessionId>,
     pub(super) views: Vec<BufView>,
     pub(super) effects: Vec<Effect>,
     pub(super) totals: Totals,
@@ -44,6 +46,7 @@ impl Plane {
             dirty_links: Vec::new(),
             dirty_clients: Vec::new(),
             dirty_inputs: Vec::new(),
+            stuck: Vec::new(),
             views: Vec::new(),
             effects: Vec::new(),
             totals: Totals::default(),
@@ -128,7 +131,9 @@ impl Plane {
         if session.state.after(Happening::OutputRefused) != State::Deaf || session.is_given_up() {
             return self.gone(mem, Peer::Client(id), why);
         }
-        if !self.shim_refused(mem, id) {
+        if self.shim_refused(mem, id) {
+            self.stuck.push(id);
+        } else {
             self.end_output(mem, id);
             self.change(id, Happening::OutputRefused);
         }
@@ -210,6 +215,16 @@ impl Plane {
     /// Ends the turn: sends what is owed, stops feeders that are too fast, and moves what must wait out of the
     /// receive buffers. Afterwards no lease is held but by sends that do not wait.
     pub fn flush<L: Leases>(&mut self, mem: &mut Memory<L>) {
+        self.flush_marked(mem);
+        while let Some(id) = self.stuck.pop() {
+            if self.sessions.get(id.0 as usize).is_some_and(Session::is_stuck) {
+                self.gone(mem, Peer::Client(id), Gone::Closed);
+            }
+        }
+        self.flush_marked(mem);
+    }
+
+    fn flush_marked<L: Leases>(&mut self, mem: &mut Memory<L>) {
         for index in 0..self.dirty_inputs.len() {
             self.flush_input(mem, self.dirty_inputs[index]);
         }

@@ -194,6 +194,12 @@ impl Session {
         self.shim.as_ref().is_some_and(|shim| shim.is_overasked())
     }
 
+    /// Whether its shim is gone and the end of what it sent cannot be reached: either is not read because the other
+    /// is not. The token must be free for a shim that reads.
+    pub(super) fn is_stuck(&self) -> bool {
+        self.shim.is_some() && self.state == State::Deaf && (self.paused || self.blocks)
+    }
+
     /// Whether output is kept although nobody is sent it.
     pub(super) fn retains(&self) -> bool {
         self.shim.is_some() && matches!(self.state, State::Detached | State::Deaf)

@@ -295,7 +295,7 @@ impl Plane {
     /// A shim's socket refused output: it closed, and what it had sent may still be unread. Output waits for the next.
     pub(super) fn shim_refused<L: Leases>(&mut self, mem: &mut Memory<L>, id: SessionId) -> bool {
         let session = &mut self.sessions[id.0 as usize];
-        let Some(shim) = session.shim.as_mut().filter(|shim| !shim.ending && !shim.leaving) else { return false };
+        let Some(shim) = session.shim.as_mut() else { return false };
         shim.forget_replies(&mut self.arena, mem);
         session.sending = Sending::Idle;
         self.change(id, Happening::OutputRefused);

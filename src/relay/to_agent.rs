@@ -201,6 +201,7 @@ impl Plane {
         if !session.paused && session.state.has_input() && is_full {
             session.paused = true;
             self.effects.push(Effect::Pause(Peer::Client(id)));
+            self.stuck.push(id);
         }
     }
 

@@ -233,6 +233,7 @@ impl Plane {
             return;
         }
         session.blocks = true;
+        self.stuck.push(id);
         let link = &mut self.links[link_id.0 as usize];
         link.blockers += 1;
         if link.blockers == 1 {

@@ -16,6 +16,8 @@ use crate::peers::Client;
 
 /// Types of frames.
 pub(crate) const COMMAND: u8 = 0;
+/// The command that gives the token up.
+const DISCONNECT: u8 = 5;
 pub(crate) const RESPONSE: u8 = 1;
 pub(crate) const STREAM: u8 = 2;
 pub(crate) const NOTIFICATION: u8 = 3;
@@ -135,6 +137,8 @@ pub(crate) struct Shim {
     /// Its socket refused output.
     pub(crate) deaf: bool,
     pub(crate) released: bool,
+    /// It has asked to give its token up: its session goes with it.
+    pub(crate) leaving: bool,
     /// The loss that must be reported: connection, why, bytes at risk.
     pub(crate) lost: Option<(u64, Gone, u64)>,
     /// This connection sent input before the process ran; it was reported.
@@ -163,6 +167,7 @@ impl Shim {
             status_comes: false,
             deaf: false,
             released: false,
+            leaving: false,
             lost: None,
             input_waits: false,
             told_waiting: false,
@@ -192,6 +197,7 @@ impl Shim {
         match std::mem::take(&mut self.current) {
             Current::Message(message, want) if message.3.len() == want => {
                 self.unanswered += 1;
+                self.leaving |= (message.1, message.2) == (COMMAND, DISCONNECT);
                 self.messages.push_back(message);
             }
             other => self.current = other,

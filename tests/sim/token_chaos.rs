@@ -149,7 +149,7 @@ impl World {
         for index in if self.leaving { Vec::new() } else { self.live_tokens() } {
             let (doomed, shim) = (self.agents[self.clients[index].agent].doomed, self.shim(index));
             let (connection, started, unanswered) = (shim.connection, shim.started, shim.unanswered);
-            if doomed || shim.released {
+            if doomed || shim.released || (shim.leaving && connection.is_none()) {
                 continue;
             }
             match connection {

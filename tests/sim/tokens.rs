@@ -30,7 +30,7 @@ impl World {
         let client = &mut self.clients[index];
         let room = self.shape.client_room.max(SEND_MAX);
         let shim = client.shim.as_mut().expect("a session with a token");
-        let free = shim.connection.is_none() && !shim.released && !self.agents[client.agent].doomed;
+        let free = shim.connection.is_none() && !shim.released && !shim.leaving && !self.agents[client.agent].doomed;
         if free {
             shim.connect(connection, client.to_client.reported);
             shim.replies.push(reply);
@@ -167,7 +167,7 @@ impl World {
     pub(crate) fn expect_shim_gone(&mut self, index: usize, why: Gone) {
         let client = &mut self.clients[index];
         let shim = client.shim.as_mut().expect("a session with a token");
-        if shim.released || self.agents[client.agent].doomed {
+        if shim.released || shim.leaving || self.agents[client.agent].doomed {
             return self.expect_client_death(index);
         }
         let connection = shim.connection.expect("a shim that is there");
@@ -204,7 +204,7 @@ impl World {
         }
         let done = shim.released && shim.replies.whole() == 0;
         if matches!(sent, Sent::Failed(_)) {
-            if self.agents[client.agent].doomed || shim.released {
+            if self.agents[client.agent].doomed || shim.released || shim.leaving {
                 return self.expect_client_death(index);
             }
             shim.deaf = true;
