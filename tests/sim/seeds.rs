@@ -15,7 +15,7 @@ use crate::shape::Shape;
 use crate::world::{Log, World};
 
 /// Seeds that every run of the tests replays.
-const FIXED_SEEDS: u64 = 1_000;
+const FIXED_SEEDS: u64 = 600;
 /// For how long it tries fresh ones.
 const FRESH: Duration = Duration::from_secs(5);
 
