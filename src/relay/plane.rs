@@ -128,7 +128,7 @@ impl Plane {
     /// The client's socket refused output. What it sent before may still be unread, and is not lost.
     fn output_refused<L: Leases>(&mut self, mem: &mut Memory<L>, id: SessionId, why: Gone) {
         let session = &self.sessions[id.0 as usize];
-        if session.state.after(Happening::OutputRefused) != State::Deaf || session.is_given_up() {
+        if session.state.after(Happening::OutputRefused) != State::Deaf || session.goes_with_its_shim() {
             return self.gone(mem, Peer::Client(id), why);
         }
         if self.shim_refused(mem, id) {
@@ -215,16 +215,6 @@ impl Plane {
     /// Ends the turn: sends what is owed, stops feeders that are too fast, and moves what must wait out of the
     /// receive buffers. Afterwards no lease is held but by sends that do not wait.
     pub fn flush<L: Leases>(&mut self, mem: &mut Memory<L>) {
-        self.flush_marked(mem);
-        while let Some(id) = self.stuck.pop() {
-            if self.sessions.get(id.0 as usize).is_some_and(Session::is_stuck) {
-                self.gone(mem, Peer::Client(id), Gone::Closed);
-            }
-        }
-        self.flush_marked(mem);
-    }
-
-    fn flush_marked<L: Leases>(&mut self, mem: &mut Memory<L>) {
         for index in 0..self.dirty_inputs.len() {
             self.flush_input(mem, self.dirty_inputs[index]);
         }
@@ -237,6 +227,19 @@ impl Plane {
             self.flush_client(mem, self.dirty_clients[index]);
         }
         self.dirty_clients.clear();
+    }
+
+    /// Gives up shims that are gone and whose last bytes cannot be reached. Call it when the effects of a flush have
+    /// been carried out; `true`: flush again.
+    pub fn give_up_stuck<L: Leases>(&mut self, mem: &mut Memory<L>) -> bool {
+        let mut any = false;
+        while let Some(id) = self.stuck.pop() {
+            if self.sessions.get(id.0 as usize).is_some_and(Session::is_stuck) {
+                self.gone(mem, Peer::Client(id), Gone::Closed);
+                any = true;
+            }
+        }
+        any
     }
 
     /// Takes the effects since the last call, in order, leaving `into`'s memory behind for the next ones.

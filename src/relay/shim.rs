@@ -105,6 +105,11 @@ impl Session {
         self.shim.as_ref().is_some_and(|shim| shim.ending)
     }
 
+    /// Whether its shim has asked to give the token up: when the shim goes, nobody comes after it.
+    pub(super) fn goes_with_its_shim(&self) -> bool {
+        self.shim.as_ref().is_some_and(|shim| shim.ending || shim.leaving)
+    }
+
     /// Whether what is being sent to its client is answers, not output.
     pub(super) fn sends_replies(&self) -> bool {
         self.shim.as_ref().is_some_and(|shim| shim.sending_replies)
@@ -274,9 +279,8 @@ impl Plane {
     pub(super) fn shim_gone<L: Leases>(&mut self, mem: &mut Memory<L>, id: SessionId, why: &Gone) -> bool {
         let session = &mut self.sessions[id.0 as usize];
         let stays = session.link.is_some() && session.state.after(Happening::ShimGone) == State::Detached;
-        let Some(shim) = session.shim.as_mut().filter(|shim| stays && !shim.ending && !shim.leaving) else {
-            return false;
-        };
+        let stays = stays && !session.goes_with_its_shim();
+        let Some(shim) = session.shim.as_mut().filter(|_| stays) else { return false };
         let Some(connection) = shim.connection.take() else { return true };
         self.totals.faults += u64::from(why.is_fault());
         let at_risk = shim.taken.min(SHIM_AT_RISK);

@@ -149,9 +149,11 @@ impl Shard {
         for event in events.drain(..) {
             self.act(event);
         }
-        self.plane.flush(&mut self.reactor.mem);
-        self.carry_out();
-        self.plane.clear_views();
+        self.flush();
+        if self.plane.give_up_stuck(&mut self.reactor.mem) {
+            self.carry_out();
+            self.flush();
+        }
         if self.draining && self.plane.owed_to_clients() == 0 {
             self.draining = false;
             self.mailbox.report(Report::Drained);
@@ -159,6 +161,12 @@ impl Shard {
         self.mailbox.deliver();
         self.stats.store(&self.numbers());
         Ok(true)
+    }
+
+    fn flush(&mut self) {
+        self.plane.flush(&mut self.reactor.mem);
+        self.carry_out();
+        self.plane.clear_views();
     }
 
     fn obey(&mut self, order: Order) -> bool {

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use ringway::buf::Source;
 use ringway::limits::{CHUNK_LEN, SEND_MAX, SEND_PIECES_MAX};
-use ringway::relay::{Effect, Peer, Report};
+use ringway::relay::{Effect, Gone, Peer, Report};
 
 use crate::model::{HEADER, length_at, seq_at};
 use crate::peers::{Arrival, At, SendOp};
@@ -72,6 +72,9 @@ impl World {
                 self.links.remove(&self.agents[index].link);
             }
             At::Client(index) => {
+                if self.is_stuck(index) {
+                    self.expect_shim_gone(index, Gone::Closed);
+                }
                 let client = &self.clients[index];
                 let drained = !client.hears || client.to_client.whole() == 0;
                 let drained = drained && client.shim.as_ref().is_none_or(|shim| shim.replies.whole() == 0);

@@ -180,6 +180,15 @@ impl World {
         client.to_client.rewind();
     }
 
+    /// A shim that is gone and may be given up before its last bytes were read: one direction is not read because of
+    /// the other. How full memory was when that was decided is not known any more.
+    pub(crate) fn is_stuck(&self, index: usize) -> bool {
+        let client = &self.clients[index];
+        let deaf = client.shim.as_ref().is_some_and(|shim| shim.deaf && shim.connection.is_some());
+        let owes = client.to_client.owed() > 0 || client.to_agent.owed() > 0;
+        deaf && !client.doomed && (owes || client.is_overasked())
+    }
+
     /// The VM of a session is gone: a shim that listens gets what there is, and nobody else anything.
     pub(crate) fn expect_link_gone(&mut self, index: usize) {
         let client = &mut self.clients[index];

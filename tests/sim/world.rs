@@ -376,6 +376,13 @@ impl World {
     }
 
     fn flush(&mut self) {
+        self.flush_once();
+        if self.plane.give_up_stuck(&mut self.mem) {
+            self.flush_once();
+        }
+    }
+
+    fn flush_once(&mut self) {
         self.plane.flush(&mut self.mem);
         let mut effects = Vec::new();
         self.plane.take_effects(&mut effects);
