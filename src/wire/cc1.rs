@@ -16,6 +16,9 @@ use super::pending::Pending;
 /// Bytes of a message's header.
 pub const HEADER_LEN: usize = 8;
 
+/// The protocol's version, as clients are told it.
+pub const VERSION: u64 = 1;
+
 /// The byte a descriptor travels with, in a sendmsg of its own.
 pub const FD_BYTE: u8 = b'F';
 
@@ -139,6 +142,11 @@ impl Response {
     /// Success without data.
     pub fn ok() -> Response {
         Response { success: true, error: String::new(), data: None }
+    }
+
+    /// Success of a `hello` or an `attach`: the clients of cc-proxy 2.1 and later refuse one without the version.
+    pub fn version() -> Response {
+        Response { success: true, error: String::new(), data: Some(serde_json::json!({ "version": VERSION })) }
     }
 
     /// Success of an `allocateIO`.

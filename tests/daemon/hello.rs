@@ -5,7 +5,7 @@ use std::path::Path;
 
 use nix::unistd::{Uid, chown};
 use ringway::wire::hyper::Code;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::client::Client;
 use super::guest::{Guest, Ports};
@@ -114,7 +114,7 @@ fn the_same_id_twice_at_once() {
     assert_eq!(second.response(), Err("twin: container already registered".to_owned()));
     let mut guest = ports.accept();
     guest.say(Code::Ready, b"");
-    assert_eq!(first.response(), Ok(Value::Null));
+    assert_eq!(first.response(), Ok(json!({ "version": 1 })));
     ports.send_hello(&mut second, "twin");
     assert_eq!(second.response(), Err("twin: container already registered".to_owned()));
     // The second is not attached by it, and may be.
@@ -181,7 +181,7 @@ fn an_agent_that_was_up_before_is_recognised_by_a_ping() {
     ports.send_hello(&mut client, "old");
     let mut guest = ports.accept();
     guest.serve(Code::Ping, Code::Ack, b"");
-    assert_eq!(client.response(), Ok(Value::Null));
+    assert_eq!(client.response(), Ok(json!({ "version": 1 })));
     guest.obeys(&mut client, "ping");
     let mut session = client.allocate(1);
     assert!(session.base > 1 << 32, "sequence {}: an earlier daemon's processes may have the small ones", session.base);
@@ -201,7 +201,7 @@ fn a_ready_that_comes_after_the_ping_is_taken_too() {
     let mut guest = ports.accept();
     assert_eq!(guest.next_command(), (Code::Ping, vec![]));
     guest.say(Code::Ready, b"");
-    assert_eq!(client.response(), Ok(Value::Null));
+    assert_eq!(client.response(), Ok(json!({ "version": 1 })));
     // The PING is still in flight: its answer is not the next command's.
     client.send_hyper("startpod", &serde_json::json!({}));
     guest.say(Code::Ack, b"");
@@ -252,5 +252,5 @@ fn sockets_of_other_users_need_a_vm_dir() {
     let refused = hello_at_anothers(&["--vm-dir", elsewhere.path().to_str().unwrap()]).unwrap_err();
     assert!(refused.contains("not below any --vm-dir"), "{refused}");
     let temporary = std::env::temp_dir();
-    assert_eq!(hello_at_anothers(&["--vm-dir", temporary.to_str().unwrap()]), Ok(Value::Null));
+    assert_eq!(hello_at_anothers(&["--vm-dir", temporary.to_str().unwrap()]), Ok(json!({ "version": 1 })));
 }

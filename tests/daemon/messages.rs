@@ -20,7 +20,10 @@ fn responses_are_these_bytes() {
     ports.send_hello(&mut client, "vm");
     let mut guest = ports.accept();
     guest.say(Code::Ready, b"");
-    assert_eq!(client.response_bytes(), ([0, 0, 0, 16, 0, 0, 0, 0], "{\"success\":true}".to_owned()));
+    let registered = "{\"success\":true,\"data\":{\"version\":1}}".to_owned();
+    assert_eq!(client.response_bytes(), ([0, 0, 0, 0x25, 0, 0, 0, 0], registered.clone()));
+    client.send("attach", &json!({ "containerId": "vm" }));
+    assert_eq!(client.response_bytes(), ([0, 0, 0, 0x25, 0, 0, 0, 0], registered));
     client.send("allocateIO", &json!({ "nStreams": 2 }));
     let allocated = client.response_bytes();
     assert_eq!(allocated, ([0, 0, 0, 0x24, 0, 0, 0, 0], "{\"success\":true,\"data\":{\"ioBase\":1}}".to_owned()));
@@ -138,7 +141,7 @@ fn hello_and_bye_in_one_breath() {
         client.send("bye", &json!({ "containerId": "vm" }));
         let mut guest = ports.accept();
         guest.say(Code::Ready, b"");
-        assert_eq!((client.response(), client.response()), (Ok(Value::Null), Ok(Value::Null)));
+        assert_eq!((client.response(), client.response()), (Ok(json!({ "version": 1 })), Ok(Value::Null)));
     }
     // And from a client that does not wait to see it.
     let mut client = scene.daemon.client();

@@ -32,6 +32,7 @@ fn responses() -> Vec<(Response, &'static str)> {
     let fail = |error: &str| Response::fail(error);
     vec![
         (Response::ok(), r#"00000010 00000000 |{"success":true}"#),
+        (Response::version(), r#"00000025 00000000 |{"success":true,"data":{"version":1}}"#),
         (Response::io_base(1), r#"00000024 00000000 |{"success":true,"data":{"ioBase":1}}"#),
         (
             Response::io_base(limits::SEQ_END - 1),

@@ -79,17 +79,17 @@ impl Connection {
         let data = request.data.as_deref();
         let outcome = match request.id.as_str() {
             "" => return (Response::fail("no 'id' field in request"), None),
-            "hello" => self.hello(data).await,
-            "attach" => self.attach(data),
+            "hello" => self.hello(data).await.map(|()| Response::version()),
+            "attach" => self.attach(data).map(|()| Response::version()),
             "allocateIO" => match self.allocate_io(data).await {
                 Ok((base, fd)) => return (Response::io_base(base), Some(fd)),
                 Err(refusal) => Err(refusal),
             },
-            "hyper" => self.hyper(data).await,
-            "bye" => self.bye(data).await,
+            "hyper" => self.hyper(data).await.map(|()| Response::ok()),
+            "bye" => self.bye(data).await.map(|()| Response::ok()),
             other => Err(Refusal(format!("no payload named '{}'", short(other)))),
         };
-        (outcome.map_or_else(|Refusal(error)| Response::fail(error), |()| Response::ok()), None)
+        (outcome.unwrap_or_else(|Refusal(error)| Response::fail(error)), None)
     }
 
     async fn hello(&mut self, data: Option<&RawValue>) -> Result<(), Refusal> {
