@@ -164,6 +164,25 @@ fn a_token_given_up_holds_no_link_back() {
     world.ends_well();
 }
 
+/// Found with a real shim: output held the VM back, hence the process and its input, hence the dead shim's last bytes.
+#[test]
+fn a_shim_gone_whose_input_is_held_back_frees_its_token() {
+    let mut world = World::scripted(crate::scenarios::tuned(16 * 1024, 1 << 30));
+    let Process { agent, index, shim, .. } = world.process();
+    world.started(index, false);
+    world.socket(agent).reads = false;
+    world.socket(shim).reads = false;
+    (0..200).for_each(|_| world.shim_writes(shim, STREAM, STDIN, 8_000));
+    (0..120).for_each(|_| world.writes(agent, shim, 1_000));
+    world.turns(200);
+    assert!(world.is_paused(agent) && world.is_paused(shim));
+    world.kill_peer(shim);
+    world.turns(20);
+    assert!(world.shim(index).connection.is_none(), "its token is still claimed");
+    world.connects(index);
+    world.ends_well();
+}
+
 /// Found by seeds: answers nobody could get any more stayed for as long as the agent did not take the input.
 #[test]
 fn answers_are_forgotten_with_their_connection() {
