@@ -47,18 +47,19 @@ pub(crate) fn density(spec: &Spec, shape: Shape, choice: &Choice) -> Result<Samp
     ])
 }
 
-/// VMs registered and unregistered by `clients` clients at once, each with a VM of its own.
+/// VMs registered, asked for a sign of life and unregistered by `clients` clients at once, each with a VM of its own.
 pub(crate) fn control(spec: &Spec, clients: usize, choice: &Choice) -> Result<Sample> {
     let host = Host::start(spec, clients, false, choice.logs.as_ref())?;
     let each = |client: usize, turn: u64| -> Result<()> {
         let id = format!("{}-{turn}", vm_id(client));
         let mut runtime = host.runtime()?;
         runtime.register(&id, &host.vms, client, 0).with_context(|| format!("registering {id}"))?;
+        runtime.ping().with_context(|| format!("a ping to {id}"))?;
         runtime.unregister(&id).with_context(|| format!("unregistering {id}"))
     };
     let (seen, latency) = crowd(&host, clients, choice, u64::MAX, each)?;
     host.vms.forget();
-    Ok(of_turns(&seen, &latency, "pairs/s", "CPU µs/pair"))
+    Ok(of_turns(&seen, &latency, "VMs/s", "CPU µs/VM"))
 }
 
 /// Processes started on `vms` VMs by as many clients as start them at once, each as its runtime and its shim would.

@@ -70,6 +70,15 @@ impl Runtime {
         Ok(Vec::new())
     }
 
+    /// Asks the attached VM's agent for a sign of life.
+    pub(crate) fn ping(&mut self) -> Result<()> {
+        match self {
+            Runtime::One(client) => client.hyper("ping", &())?,
+            Runtime::Two(client) => drop(client.hyper("ping", &[], &())?),
+        }
+        Ok(())
+    }
+
     pub(crate) fn unregister(&mut self, id: &str) -> Result<()> {
         match self {
             Runtime::One(client) => client.bye(id)?,

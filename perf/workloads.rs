@@ -33,7 +33,7 @@ pub(crate) enum Workload {
     Slow,
     /// VMs with idle sessions: memory, descriptors, time to set up
     Density,
-    /// VMs registered and unregistered, one after the other
+    /// VMs registered, pinged and unregistered, by one client and by eight at once
     Control,
     /// Processes started by several clients at once
     Storm,
