@@ -120,6 +120,9 @@ struct RunFlags {
     /// VMs of the density workload [default: 2000, with --quick 50]
     #[arg(long, value_name = "N")]
     vms: Option<usize>,
+    /// Count daemons' system calls with `perf stat`, in a short sample of their own after each (needs privileges)
+    #[arg(long)]
+    syscalls: bool,
     /// Where to write [default: perf/results/DATE-COMMIT]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -156,16 +159,10 @@ fn run(flags: RunFlags) -> Result<ExitCode> {
         warmup: duration(flags.warmup.unwrap_or(seconds / 4.0))?,
         measured: duration(seconds)?,
         patience: duration(flags.patience)?,
+        counting: false,
     };
     rig::prepare_logs(flags.logs.as_deref())?;
-    let specs = if flags.daemons.is_empty() { vec!["ringway".parse()?] } else { flags.daemons };
-    let daemons = specs.into_iter().map(Contestant::Daemon);
-    let floors = [floor::Kind::Copy, floor::Kind::Epoll].map(Contestant::Floor);
-    let contestants: Vec<_> = daemons.chain(floors.into_iter().filter(|_| !flags.no_floor)).collect();
-    distinct(&contestants)?;
-    if contestants.iter().any(|one| matches!(one, Contestant::Daemon(spec) if spec.is_own())) {
-        daemons::build_own()?;
-    }
+    let contestants = contestants(flags.daemons, !flags.no_floor)?;
     let density = density(flags.vms.unwrap_or(if flags.quick { 50 } else { DENSITY_VMS }), &mut notes)?;
     if flags.pin == Placement::S {
         // Everything started from here on inherits it.
@@ -174,7 +171,9 @@ fn run(flags: RunFlags) -> Result<ExitCode> {
     }
     let all = || Workload::value_variants().to_vec();
     let workloads = if flags.workloads.is_empty() { all() } else { flags.workloads };
+    let count = counts(flags.syscalls, &mut notes);
     let choice = Choice {
+        count,
         shapes: flags.shapes,
         payloads: flags.payloads,
         quick: flags.quick,
@@ -186,8 +185,7 @@ fn run(flags: RunFlags) -> Result<ExitCode> {
     let folder = flags.out.unwrap_or_else(|| PathBuf::from(format!("perf/results/{}-{}", about.date, about.commit)));
     let mut report = Report::new(about, Vec::new());
     let run = Run { workloads, contestants, choice, rounds };
-    report.results = run.go(|_| Ok(()))?;
-    report.write(&folder)?;
+    run.go(&mut report, &folder)?;
     plot::write(&report, &folder)?;
     print!("{}", report.markdown()?);
     println!("\nWritten to {}.", folder.display());
@@ -195,12 +193,30 @@ fn run(flags: RunFlags) -> Result<ExitCode> {
     Ok(if has_failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-fn distinct(contestants: &[Contestant]) -> Result<()> {
+/// The daemons, built where they are this build's own, and the floors.
+fn contestants(specs: Vec<Spec>, floors: bool) -> Result<Vec<Contestant>> {
+    let specs = if specs.is_empty() { vec!["ringway".parse()?] } else { specs };
+    if specs.iter().any(Spec::is_own) {
+        daemons::build_own()?;
+    }
+    let floors = [floor::Kind::Copy, floor::Kind::Epoll].into_iter().filter(|_| floors).map(Contestant::Floor);
+    let contestants: Vec<_> = specs.into_iter().map(Contestant::Daemon).chain(floors).collect();
     for (at, contestant) in contestants.iter().enumerate() {
         let is_taken = contestants[..at].iter().any(|other| other.name() == contestant.name());
         ensure!(!is_taken, "two contestants are called {}; name one with NAME=", contestant.name());
     }
-    Ok(())
+    Ok(contestants)
+}
+
+/// Whether system calls are counted.
+fn counts(wanted: bool, notes: &mut Vec<String>) -> bool {
+    let can = wanted && measure::can_count();
+    if wanted && !can {
+        let text = "syscalls: `perf stat` is not there or may not count; those of daemons are left out";
+        eprintln!("{text}");
+        notes.push(text.to_owned());
+    }
+    can
 }
 
 /// As many VMs as the limit on descriptors lets this process have.

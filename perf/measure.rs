@@ -5,6 +5,7 @@
 //! Never measures the generator.
 
 use std::fs;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -15,6 +16,8 @@ use nix::unistd::{SysconfVar, sysconf};
 
 /// How far `stat` must be ahead of the threads' sum before it is believed: several clock ticks.
 const TICKS_NOISE_NS: u64 = 50_000_000;
+/// What `perf` calls the start of a system call.
+const SYSCALLS: &str = "raw_syscalls:sys_enter";
 
 /// Whose resources are measured.
 #[derive(Debug, Clone)]
@@ -112,13 +115,38 @@ pub(crate) struct Window {
     pub(crate) measured: Duration,
     /// Without any progress for this long a daemon has stalled.
     pub(crate) patience: Duration,
+    /// Count a daemon's system calls, which slows it down.
+    pub(crate) counting: bool,
 }
 
 impl Window {
     /// A quarter of it, to find out what a rate is.
     pub(crate) fn shorter(&self) -> Window {
-        Window { warmup: self.warmup / 4, measured: self.measured / 4, patience: self.patience }
+        Window { warmup: self.warmup / 4, measured: self.measured / 4, ..*self }
     }
+
+    /// A short one in which system calls are counted.
+    pub(crate) fn counting(&self) -> Window {
+        Window { counting: true, ..self.shorter() }
+    }
+}
+
+/// Whether `perf stat` is there and may count system calls of other processes.
+pub(crate) fn can_count() -> bool {
+    let mut perf = Command::new("perf");
+    perf.args(["stat", "-a", "-e", SYSCALLS, "--", "true"]).stdin(Stdio::null()).stdout(Stdio::null());
+    perf.stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+}
+
+/// System calls per second of a process, over `time`.
+fn syscalls_per_second(pid: u32, time: Duration) -> Option<f64> {
+    let seconds = time.as_secs_f64();
+    let (pid, sleep) = (pid.to_string(), seconds.to_string());
+    let mut perf = Command::new("perf");
+    perf.args(["stat", "-x", ",", "-e", SYSCALLS, "-p", &pid, "--", "sleep", &sleep]).stdin(Stdio::null());
+    let said = perf.output().ok()?.stderr;
+    let count: f64 = String::from_utf8_lossy(&said).split(',').next()?.trim().parse().ok()?;
+    Some(count / seconds)
 }
 
 /// What main thread and load threads tell each other.
@@ -182,7 +210,7 @@ pub(crate) struct Observed {
     pub(crate) wall: Duration,
     pub(crate) cpu_ns: u64,
     pub(crate) units: u64,
-    pub(crate) syscalls: Option<u64>,
+    pub(crate) syscalls: Option<f64>,
     pub(crate) peak: Option<u64>,
 }
 
@@ -206,7 +234,7 @@ impl Meter<'_> {
         let process_ns = after.process_ns.saturating_sub(before.process_ns);
         let threads_ns = after.threads_ns.saturating_sub(before.threads_ns);
         let cpu_ns = if process_ns > threads_ns + TICKS_NOISE_NS { process_ns } else { threads_ns };
-        let syscalls = after.syscalls.zip(before.syscalls).map(|(after, before)| after - before);
+        let syscalls = after.syscalls.zip(before.syscalls).map(|(after, before)| (after - before) as f64);
         Ok(Observed { wall, cpu_ns, units, syscalls, peak: self.subject.peak_memory() })
     }
 }
@@ -228,10 +256,20 @@ pub(crate) fn observe(subject: &Subject, window: &Window, progress: &Progress) -
         subject.reset_peak();
         let (units, meter) = (progress.done.load(Ordering::Relaxed), Meter::start(subject)?);
         Progress::set(&progress.measuring);
-        sleep(window.measured);
+        let rate = match subject {
+            Subject::Process(pid) if window.counting => syscalls_per_second(*pid, window.measured),
+            _ => {
+                sleep(window.measured);
+                None
+            }
+        };
         let observed = meter.stop(|| progress.done.load(Ordering::Relaxed) - units);
         progress.measuring.store(false, Ordering::Release);
-        observed
+        // `perf` takes a moment to begin and to end: its rate holds for all of the time.
+        observed.map(|seen| Observed {
+            syscalls: seen.syscalls.or(rate.map(|rate| rate * seen.wall.as_secs_f64())),
+            ..seen
+        })
     };
     let observed = look();
     Progress::set(&progress.stop);

@@ -4,10 +4,12 @@
 //! changes on the machine changes for all. One that fails is set up afresh, and left out of a case after two
 //! failures; the failures are reported.
 
+use std::path::Path;
+
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::report::{Entry, Sample};
+use crate::report::{Entry, Report, Sample};
 use crate::rig::{Contestant, Rig, Shape};
 use crate::workloads::{Choice, Workload};
 
@@ -24,23 +26,22 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    /// Runs everything. `keep` is given all results so far after each case.
-    pub(crate) fn go(&self, mut keep: impl FnMut(&[Entry]) -> Result<()>) -> Result<Vec<Entry>> {
+    /// Runs everything. The report is written after each case, so that a run that is broken off leaves what it has.
+    pub(crate) fn go(&self, report: &mut Report, folder: &Path) -> Result<()> {
         let bar = ProgressBar::new(self.samples() as u64);
         bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} (left: {eta}) {msg}")?);
-        let mut results = Vec::new();
         for &workload in &self.workloads {
             for shape in workload.shapes(&self.choice) {
                 if workload.is_load() {
-                    self.loads(workload, shape, &bar, &mut results, &mut keep)?;
+                    self.loads(workload, shape, &bar, report, folder)?;
                 } else {
-                    self.churns(workload, shape, &bar, &mut results);
-                    keep(&results)?;
+                    report.results.extend(self.churns(workload, shape, &bar));
+                    report.write(folder)?;
                 }
             }
         }
         bar.finish_and_clear();
-        Ok(results)
+        Ok(())
     }
 
     fn samples(&self) -> usize {
@@ -69,8 +70,8 @@ impl Run {
         workload: Workload,
         shape: Shape,
         bar: &ProgressBar,
-        results: &mut Vec<Entry>,
-        keep: &mut impl FnMut(&[Entry]) -> Result<()>,
+        report: &mut Report,
+        folder: &Path,
     ) -> Result<()> {
         let mut rigs: Vec<Option<Rig>> = self.contestants.iter().map(|_| None).collect();
         for payload in workload.payloads(&self.choice) {
@@ -85,8 +86,8 @@ impl Run {
                     bar.inc(1);
                 }
             }
-            results.extend(entries.into_iter().map(|(_, entry)| entry));
-            keep(results)?;
+            report.results.extend(entries.into_iter().map(|(_, entry)| entry));
+            report.write(folder)?;
         }
         Ok(())
     }
@@ -104,12 +105,12 @@ impl Run {
             Some(rig) => rig,
             None => Rig::set_up(contestant, shape, self.choice.logs.as_ref()).context("setting up")?,
         };
-        let sample = workload.sample(&mut rig, payload, &self.choice.window)?;
+        let sample = workload.sample(&mut rig, payload, &self.choice)?;
         *place = Some(rig);
         Ok(sample)
     }
 
-    fn churns(&self, workload: Workload, shape: Shape, bar: &ProgressBar, results: &mut Vec<Entry>) {
+    fn churns(&self, workload: Workload, shape: Shape, bar: &ProgressBar) -> Vec<Entry> {
         let mut entries = self.entries(workload, shape, 0);
         for _ in 0..self.rounds {
             for (contestant, entry) in &mut entries {
@@ -120,7 +121,7 @@ impl Run {
                 bar.inc(1);
             }
         }
-        results.extend(entries.into_iter().map(|(_, entry)| entry));
+        entries.into_iter().map(|(_, entry)| entry).collect()
     }
 }
 

@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 
 use crate::load::Plan;
-use crate::measure::{Observed, Window};
+use crate::measure::{Observed, Subject, Window};
 use crate::report::{Better, Sample};
 use crate::rig::{Contestant, Direction, Rig, Shape};
 use crate::{churn, echo};
@@ -45,6 +45,8 @@ pub(crate) struct Choice {
     pub(crate) shapes: Option<Vec<Shape>>,
     pub(crate) payloads: Option<Vec<usize>>,
     pub(crate) quick: bool,
+    /// Count system calls of daemons.
+    pub(crate) count: bool,
     /// VMs of the density workload, already within the limits.
     pub(crate) density: usize,
     pub(crate) logs: Option<PathBuf>,
@@ -107,32 +109,38 @@ impl Workload {
     }
 
     /// Takes a sample of a load.
-    pub(crate) fn sample(self, rig: &mut Rig, payload: usize, window: &Window) -> Result<Sample> {
-        let transfer = |rig: &mut Rig, direction, single, stuck| {
-            rig.transfer(direction, Plan { payload, single, stuck }, window).map(|seen| of_frames(&seen, payload))
-        };
-        match self {
-            Workload::Out => transfer(rig, Direction::ToClient, false, None),
-            Workload::In => transfer(rig, Direction::ToAgent, false, None),
-            Workload::OutSingle => transfer(rig, Direction::ToClient, true, None),
-            Workload::InSingle => transfer(rig, Direction::ToAgent, true, None),
-            Workload::Echo => echo::run(rig, payload, None, window).map(|trips| of_trips(&trips)),
+    pub(crate) fn sample(self, rig: &mut Rig, payload: usize, choice: &Choice) -> Result<Sample> {
+        let window = &choice.window;
+        let mut sample = match self {
+            Workload::Echo => echo::run(rig, payload, None, window).map(|trips| of_trips(&trips))?,
             Workload::EchoHalf => {
                 let saturated = echo::run(rig, payload, None, &window.shorter())?;
                 let rate = per_second(saturated.observed.units, &saturated.observed) / 2.0;
-                echo::run(rig, payload, Some(rate), window).map(|trips| of_trips(&trips))
+                echo::run(rig, payload, Some(rate), window).map(|trips| of_trips(&trips))?
             }
-            Workload::Slow => {
-                let even = rig.transfer(Direction::ToClient, Plan { payload, single: false, stuck: None }, window)?;
-                let plan = Plan { payload, single: false, stuck: Some(STUCK_BYTES) };
-                let slow = rig.transfer(Direction::ToClient, plan, window)?;
-                Ok(vec![
-                    ("MB/s", Better::More, per_second(slow.units, &slow) / 1e6),
-                    ("MB/s without it", Better::Neither, per_second(even.units, &even) / 1e6),
-                ])
-            }
-            Workload::Density | Workload::Control | Workload::Storm => anyhow::bail!("this is not a load"),
+            Workload::Slow => return slow(rig, payload, window),
+            _ => self.transfer(rig, payload, window).map(|seen| of_frames(&seen, payload))?,
+        };
+        if choice.count && matches!(rig.subject, Subject::Process(_)) {
+            let counted = match self {
+                Workload::EchoHalf => return Ok(sample),
+                Workload::Echo => of_trips(&echo::run(rig, payload, None, &window.counting())?),
+                _ => of_frames(&self.transfer(rig, payload, &window.counting())?, payload),
+            };
+            sample.extend(counted.into_iter().filter(|(name, ..)| name.starts_with("syscalls")));
         }
+        Ok(sample)
+    }
+
+    fn transfer(self, rig: &mut Rig, payload: usize, window: &Window) -> Result<Observed> {
+        let (direction, single) = match self {
+            Workload::Out => (Direction::ToClient, false),
+            Workload::OutSingle => (Direction::ToClient, true),
+            Workload::In => (Direction::ToAgent, false),
+            Workload::InSingle => (Direction::ToAgent, true),
+            _ => anyhow::bail!("{} moves no frames", self.name()),
+        };
+        rig.transfer(direction, Plan { payload, single, stuck: None }, window)
     }
 
     /// Takes a sample of what is no load.
@@ -144,6 +152,17 @@ impl Workload {
             _ => churn::storm(spec, shape.vms, choice),
         }
     }
+}
+
+/// What the other sessions of a VM get while one does not read, and while it does.
+fn slow(rig: &mut Rig, payload: usize, window: &Window) -> Result<Sample> {
+    let plan = Plan { payload, single: false, stuck: None };
+    let even = rig.transfer(Direction::ToClient, plan, window)?;
+    let slow = rig.transfer(Direction::ToClient, Plan { stuck: Some(STUCK_BYTES), ..plan }, window)?;
+    Ok(vec![
+        ("MB/s", Better::More, per_second(slow.units, &slow) / 1e6),
+        ("MB/s without it", Better::Neither, per_second(even.units, &even) / 1e6),
+    ])
 }
 
 /// Units per second.
@@ -167,7 +186,7 @@ fn of_frames(seen: &Observed, payload: usize) -> Sample {
         ("MB/s", Better::More, per_second(seen.units, seen) / 1e6),
         ("CPUs busy", Better::Neither, busy(seen)),
     ];
-    sample.extend(seen.syscalls.map(|calls| ("syscalls/frame", Better::Less, calls as f64 / frames)));
+    sample.extend(seen.syscalls.map(|calls| ("syscalls/frame", Better::Less, calls / frames)));
     sample.extend(seen.peak.map(|peak| ("peak MB", Better::Less, peak as f64 / 1e6)));
     sample
 }
@@ -184,6 +203,6 @@ fn of_trips(trips: &echo::Trips) -> Sample {
         ("trips/s", Better::More, per_second(seen.units, seen)),
         ("CPUs busy", Better::Neither, busy(seen)),
     ];
-    sample.extend(seen.syscalls.map(|calls| ("syscalls/trip", Better::Less, calls as f64 / seen.units as f64)));
+    sample.extend(seen.syscalls.map(|calls| ("syscalls/trip", Better::Less, calls / seen.units as f64)));
     sample
 }
