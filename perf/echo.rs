@@ -21,7 +21,7 @@ use nix::sys::time::TimeSpec;
 
 use crate::load::{Lane, Source, wait};
 use crate::measure::{Observed, Progress, Stall, Window, observe};
-use crate::pattern::{Comparison, Directory, READ_MAX};
+use crate::pattern::{Comparison, READ_MAX};
 use crate::rig::{Ends, Rig};
 
 /// Longest latency told apart, nanoseconds.
@@ -40,7 +40,7 @@ pub(crate) struct Trips {
 /// Runs round trips of `payload` bytes over a window; `rate` paces them, in round trips per second of all sessions.
 pub(crate) fn run(rig: &mut Rig, payload: usize, rate: Option<f64>, window: &Window) -> Result<Trips> {
     let progress = Progress::default();
-    let Rig { subject, vms, clients, seqs, directory, pattern, to_agent, .. } = rig;
+    let Rig { subject, vms, clients, seqs, pattern, to_agent, .. } = rig;
     let agents: &mut [Lane] = vms;
     thread::scope(|scope| {
         let echoing = scope.spawn(|| progress.run(|| agents_echo(agents, &progress)));
@@ -48,7 +48,7 @@ pub(crate) fn run(rig: &mut Rig, payload: usize, rate: Option<f64>, window: &Win
         let Ends { sent, received } = to_agent;
         let source = Source { pattern, seqs, positions: sent };
         let compare = Comparison { pattern, positions: received };
-        let asking = Asking::new(clients, source, compare, directory, Load { payload, rate });
+        let asking = Asking::new(clients, source, compare, Load { payload, rate });
         let (progress, patience) = (&progress, window.patience);
         let asking = scope.spawn(move || progress.run(|| asking?.run(progress, Stall::new(patience))));
         let observed = observe(subject, window, progress);
@@ -126,7 +126,6 @@ struct Asking<'a> {
     lane_of: Vec<usize>,
     source: Source<'a>,
     compare: Comparison<'a>,
-    directory: &'a Directory,
     payload: usize,
     trips: Vec<Trip>,
     /// Sessions whose next frame may leave.
@@ -138,13 +137,7 @@ struct Asking<'a> {
 }
 
 impl<'a> Asking<'a> {
-    fn new(
-        lanes: &'a mut [Lane],
-        source: Source<'a>,
-        compare: Comparison<'a>,
-        directory: &'a Directory,
-        load: Load,
-    ) -> Result<Asking<'a>> {
+    fn new(lanes: &'a mut [Lane], source: Source<'a>, compare: Comparison<'a>, load: Load) -> Result<Asking<'a>> {
         let now = Instant::now();
         let sessions = compare.positions.len();
         let numbered = lanes.iter().enumerate();
@@ -158,7 +151,6 @@ impl<'a> Asking<'a> {
             lane_of,
             source,
             compare,
-            directory,
             payload: load.payload,
             trips,
             startable: (0..sessions).collect(),
@@ -234,12 +226,12 @@ impl<'a> Asking<'a> {
     }
 
     fn receive(&mut self, at: usize, buffer: &mut [u8], measuring: bool) -> Result<()> {
-        let Asking { lanes, compare, directory, trips, startable, latency, .. } = self;
+        let Asking { lanes, compare, trips, startable, latency, .. } = self;
         let lane = &mut lanes[at];
         let Some(bytes) = lane.read(buffer)? else { return Ok(()) };
         let (wanted, is_closed) = (self.payload, self.pace.is_none());
         let (under_way, total) = (&mut self.under_way, &mut self.total);
-        lane.scan(bytes, directory, compare, |session, len| {
+        lane.scan(bytes, compare, |session, len| {
             let trip = &mut trips[session];
             trip.back += len;
             let Some(began) = trip.began.filter(|_| trip.back >= wanted) else { return };

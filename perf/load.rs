@@ -41,9 +41,10 @@ pub(crate) struct Lane {
 }
 
 impl Lane {
-    pub(crate) fn new(socket: UnixStream, sessions: Range<usize>, dialect: Dialect) -> Result<Lane> {
+    /// `seqs` are the sequences of the sessions.
+    pub(crate) fn new(socket: UnixStream, sessions: Range<usize>, seqs: &[u64], dialect: Dialect) -> Result<Lane> {
         socket.set_nonblocking(true)?;
-        let scanner = Scanner::new(dialect, sessions.clone());
+        let scanner = Scanner::new(dialect, Directory::new(seqs, sessions.start), sessions.start);
         Ok(Lane { socket, sessions, dialect, scanner, batch: Vec::new(), left: 0, turn: 0 })
     }
 
@@ -61,11 +62,10 @@ impl Lane {
     pub(crate) fn scan(
         &mut self,
         bytes: &[u8],
-        directory: &Directory,
         compare: &mut Comparison<'_>,
         payload: impl FnMut(usize, usize),
     ) -> Result<()> {
-        self.scanner.scan(bytes, directory, compare, payload)
+        self.scanner.scan(bytes, compare, payload)
     }
 
     /// Puts one frame at the end of the batch.
@@ -117,7 +117,6 @@ pub(crate) struct Plan {
 pub(crate) struct Flow<'a> {
     pub(crate) pattern: &'a Pattern,
     pub(crate) seqs: &'a [u64],
-    pub(crate) directory: &'a Directory,
     pub(crate) senders: &'a mut [Lane],
     pub(crate) receivers: &'a mut [Lane],
     pub(crate) sent: &'a mut [Position],
@@ -127,12 +126,12 @@ pub(crate) struct Flow<'a> {
 /// Runs a load over a window, and until all of it has arrived.
 pub(crate) fn transfer(subject: &Subject, flow: Flow<'_>, plan: Plan, window: &Window) -> Result<Observed> {
     let progress = Progress::default();
-    let Flow { pattern, seqs, directory, senders, receivers, sent, received } = flow;
+    let Flow { pattern, seqs, senders, receivers, sent, received } = flow;
     let source = Source { pattern, seqs, positions: sent };
     let compare = Comparison { pattern, positions: received };
     thread::scope(|scope| {
         let sending = scope.spawn(|| progress.run(|| send(senders, source, plan, &progress)));
-        let receive = Receive { directory, plan, progress: &progress, stall: Stall::new(window.patience) };
+        let receive = Receive { plan, progress: &progress, stall: Stall::new(window.patience) };
         let receiving = scope.spawn(|| progress.run(|| receive.run(receivers, compare)));
         let observed = observe(subject, window, &progress);
         let received = receiving.join().unwrap_or_else(|_| bail!("the receiver panicked"));
@@ -218,7 +217,6 @@ pub(crate) fn wait(epoll: &Epoll, events: &mut [EpollEvent]) -> Result<Vec<usize
 }
 
 struct Receive<'a> {
-    directory: &'a Directory,
     plan: Plan,
     progress: &'a Progress,
     stall: Stall,
@@ -238,7 +236,7 @@ impl Receive<'_> {
             for at in wait(&epoll, &mut events)? {
                 let lane = &mut lanes[at];
                 let Some(bytes) = lane.read(&mut buffer)? else { continue };
-                lane.scan(bytes, self.directory, &mut compare, |_, len| total += len as u64)?;
+                lane.scan(bytes, &mut compare, |_, len| total += len as u64)?;
                 self.progress.done.store(total, Ordering::Relaxed);
             }
             let stop = Progress::is(&self.progress.stop);

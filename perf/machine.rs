@@ -5,6 +5,7 @@ use std::process::Command;
 use std::time::SystemTime;
 
 use anyhow::Result;
+use nix::unistd::{SysconfVar, sysconf};
 
 /// Today's date in UTC, as year-month-day.
 pub(crate) fn today() -> Result<String> {
@@ -36,6 +37,12 @@ pub(crate) fn commit() -> String {
 pub(crate) fn kernel() -> String {
     fs::read_to_string("/proc/sys/kernel/osrelease")
         .map_or_else(|_| "unknown".to_owned(), |text| text.trim().to_owned())
+}
+
+/// CPUs of the machine, whether this process may use them or not.
+pub(crate) fn cpus() -> usize {
+    let online = sysconf(SysconfVar::_NPROCESSORS_ONLN).ok().flatten();
+    online.and_then(|count| usize::try_from(count).ok()).unwrap_or(1)
 }
 
 /// The processor's name.

@@ -245,7 +245,7 @@ fn about(contestants: &[Contestant], pin: Placement, seconds: f64, rounds: usize
         commit: machine::commit(),
         kernel: machine::kernel(),
         processor: machine::processor(),
-        cpus: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        cpus: machine::cpus(),
         pin: format!("{pin:?}"),
         build: if cfg!(debug_assertions) { "debug" } else { "release" }.to_owned(),
         seconds,

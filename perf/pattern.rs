@@ -79,7 +79,7 @@ impl Dialect {
     }
 }
 
-/// Sequence to session.
+/// Sequence to session, for one socket: daemons may give the same sequence to sessions of different VMs.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Directory {
     first: u64,
@@ -87,15 +87,15 @@ pub(crate) struct Directory {
 }
 
 impl Directory {
-    /// `seqs[n]` is the sequence of session `n`.
-    pub(crate) fn new(seqs: &[u64]) -> Directory {
+    /// `seqs[n]` is the sequence of session `begin + n`.
+    pub(crate) fn new(seqs: &[u64], begin: usize) -> Directory {
         let first = seqs.iter().copied().min().unwrap_or(0);
         let last = seqs.iter().copied().max().unwrap_or(0);
         let len = usize::try_from(last - first).map_or(0, |len| len + 1);
         let mut sessions = vec![None; len];
         for (session, seq) in seqs.iter().enumerate() {
             if let Some(place) = usize::try_from(seq - first).ok().and_then(|at| sessions.get_mut(at)) {
-                *place = Some(session);
+                *place = Some(begin + session);
             }
         }
         Directory { first, sessions }
@@ -111,8 +111,7 @@ impl Directory {
 #[derive(Debug)]
 pub(crate) struct Scanner {
     dialect: Dialect,
-    /// The sessions this socket carries; for a shim the one.
-    sessions: std::ops::Range<usize>,
+    directory: Directory,
     header: [u8; FRAME_HEADER_LEN],
     have: usize,
     left: usize,
@@ -120,15 +119,15 @@ pub(crate) struct Scanner {
 }
 
 impl Scanner {
-    pub(crate) fn new(dialect: Dialect, sessions: std::ops::Range<usize>) -> Scanner {
-        Scanner { dialect, session: sessions.start, sessions, header: [0; FRAME_HEADER_LEN], have: 0, left: 0 }
+    /// For a socket that carries the session `session` and, where the headers tell them apart, those behind it.
+    pub(crate) fn new(dialect: Dialect, directory: Directory, session: usize) -> Scanner {
+        Scanner { dialect, directory, session, header: [0; FRAME_HEADER_LEN], have: 0, left: 0 }
     }
 
     /// Takes one read's bytes; calls `payload` for each piece: its session and length. Pieces come compared.
     pub(crate) fn scan(
         &mut self,
         mut bytes: &[u8],
-        directory: &Directory,
         compare: &mut Comparison<'_>,
         mut payload: impl FnMut(usize, usize),
     ) -> Result<()> {
@@ -138,7 +137,7 @@ impl Scanner {
                 self.header[self.have..self.have + want].copy_from_slice(&bytes[..want]);
                 (self.have, bytes) = (self.have + want, &bytes[want..]);
                 if self.have == FRAME_HEADER_LEN {
-                    self.begin(directory)?;
+                    self.begin()?;
                 }
                 continue;
             }
@@ -150,13 +149,14 @@ impl Scanner {
         Ok(())
     }
 
-    fn begin(&mut self, directory: &Directory) -> Result<()> {
+    fn begin(&mut self) -> Result<()> {
         self.have = 0;
         match self.dialect {
             Dialect::Sequences => {
                 let header = FrameHeader::decode(self.header, FRAME_MAX)?;
-                let found = directory.session(header.seq.0).filter(|session| self.sessions.contains(session));
-                let Some(session) = found else { bail!("a frame of sequence {} where none may be", header.seq) };
+                let Some(session) = self.directory.session(header.seq.0) else {
+                    bail!("a frame of sequence {} where none may be", header.seq)
+                };
                 (self.session, self.left) = (session, usize::try_from(header.payload_len())?);
             }
             Dialect::Shim => {
@@ -188,5 +188,52 @@ impl Comparison<'_> {
         }
         position.advance(piece.len());
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Scans frames of (sequence, session whose payload it is, where that begins, length), cut into pieces of `cut`.
+    fn scan(frames: &[(u64, usize, usize, usize)], cut: usize) -> Result<usize> {
+        let pattern = Pattern::new();
+        let mut bytes = Vec::new();
+        for &(seq, session, from, len) in frames {
+            let mut at = Position::start(session);
+            at.advance(from);
+            bytes.extend_from_slice(&Dialect::Sequences.header(seq, u32::try_from(len)?));
+            bytes.extend_from_slice(pattern.at(at, len));
+        }
+        let mut positions: Vec<_> = (0..7).map(Position::start).collect();
+        let mut compare = Comparison { pattern: &pattern, positions: &mut positions };
+        let mut scanner = Scanner::new(Dialect::Sequences, Directory::new(&[11, 13], 5), 5);
+        let mut total = 0;
+        for piece in bytes.chunks(cut) {
+            scanner.scan(piece, &mut compare, |_, len| total += len)?;
+        }
+        Ok(total)
+    }
+
+    #[test]
+    fn what_is_right_passes_in_any_pieces() {
+        for cut in [1, 5, 12, 13, 100, 4096] {
+            assert_eq!(scan(&[(11, 5, 0, 100), (13, 6, 0, 70_000), (11, 5, 100, 1)], cut).unwrap(), 70_101);
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_does_not() {
+        for wrong in [
+            // Lost, again, out of turn, another session's, a sequence of nobody, an end.
+            &[(11, 5, 0, 100), (11, 5, 101, 99)][..],
+            &[(11, 5, 0, 100), (11, 5, 0, 100)],
+            &[(11, 5, 100, 100), (11, 5, 0, 100)],
+            &[(11, 6, 0, 100)],
+            &[(12, 5, 0, 100)],
+            &[(11, 5, 0, 0)],
+        ] {
+            assert!(scan(wrong, 4096).is_err(), "{wrong:?}");
+        }
     }
 }

@@ -3,12 +3,13 @@
 use std::path::Path;
 
 use anyhow::{Result, anyhow};
+use plotters::chart::SeriesLabelPosition;
 use plotters::prelude::{
     ChartBuilder, Color, IntoDrawingArea, IntoLogRange, LineSeries, Palette, Palette99, PathElement, SVGBackend, WHITE,
 };
 use plotters::style::BLACK;
 
-use crate::report::{Entry, Report};
+use crate::report::{Entry, Report, figure};
 
 const SIZE: (u32, u32) = (800, 500);
 
@@ -67,14 +68,17 @@ fn draw(file: &Path, title: &str, lines: &Lines<'_>) -> Result<(), Box<dyn std::
         .x_label_area_size(30)
         .y_label_area_size(70)
         .build_cartesian_2d(bounds(|point| point.0), bounds(|point| point.1))?;
-    chart.configure_mesh().draw()?;
+    let label = |value: &f64| figure(*value);
+    chart.configure_mesh().x_label_formatter(&label).y_label_formatter(&label).draw()?;
     for (at, (contestant, points)) in lines.iter().enumerate() {
         let style = Palette99::pick(at).stroke_width(2);
         let series = LineSeries::new(points.iter().copied(), style).point_size(3);
         let legend = move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style);
         chart.draw_series(series)?.label(*contestant).legend(legend);
     }
-    chart.configure_series_labels().background_style(WHITE.mix(0.8)).border_style(BLACK).draw()?;
+    let labels = &mut chart.configure_series_labels();
+    labels.position(SeriesLabelPosition::UpperLeft);
+    labels.background_style(WHITE.mix(0.8)).border_style(BLACK).draw()?;
     area.present()?;
     Ok(())
 }

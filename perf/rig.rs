@@ -126,7 +126,6 @@ pub(crate) struct Rig {
     pub(crate) vms: Vec<Lane>,
     pub(crate) clients: Vec<Lane>,
     pub(crate) seqs: Vec<u64>,
-    pub(crate) directory: Directory,
     pub(crate) pattern: Pattern,
     pub(crate) to_client: Ends,
     pub(crate) to_agent: Ends,
@@ -161,11 +160,12 @@ impl Rig {
         let (mut vms, mut clients, mut seqs) = (Vec::new(), Vec::new(), Vec::new());
         for vm in 0..shape.vms {
             let (stream, sessions) = host.boot(vm, shape.sessions)?;
-            vms.push(Lane::new(stream, seqs.len()..seqs.len() + shape.sessions, Dialect::Sequences)?);
+            let first = seqs.len();
+            seqs.extend(sessions.iter().map(|session| session.seq));
+            vms.push(Lane::new(stream, first..seqs.len(), &seqs[first..], Dialect::Sequences)?);
             let dialect = if spec.protocol == Protocol::Two { Dialect::Shim } else { Dialect::Sequences };
-            for session in sessions {
-                clients.push(Lane::new(session.socket, seqs.len()..seqs.len() + 1, dialect)?);
-                seqs.push(session.seq);
+            for (session, at) in sessions.into_iter().zip(first..) {
+                clients.push(Lane::new(session.socket, at..at + 1, &[session.seq], dialect)?);
             }
         }
         Ok(Rig::new(host.subject(), vms, clients, seqs, Some(host), None))
@@ -185,12 +185,14 @@ impl Rig {
             for range in each {
                 let (client, theirs) = UnixStream::pair()?;
                 wiring.clients.push(theirs);
-                clients.push(Lane::new(client, range, Dialect::Sequences)?);
+                let own = &seqs[range.clone()];
+                clients.push(Lane::new(client, range, own, Dialect::Sequences)?);
             }
-            vms.push(Lane::new(agent, sessions, Dialect::Sequences)?);
+            let own = &seqs[sessions.clone()];
+            vms.push(Lane::new(agent, sessions, own, Dialect::Sequences)?);
             wirings.push(wiring);
         }
-        let floor = Floor::start(kind, wirings, Directory::new(&seqs))?;
+        let floor = Floor::start(kind, wirings, Directory::new(&seqs, 0))?;
         Ok(Rig::new(floor.subject.clone(), vms, clients, seqs, None, Some(floor)))
     }
 
@@ -202,9 +204,9 @@ impl Rig {
         host: Option<Host>,
         floor: Option<Floor>,
     ) -> Rig {
-        let (directory, pattern) = (Directory::new(&seqs), Pattern::new());
+        let pattern = Pattern::new();
         let (to_client, to_agent) = (Ends::new(seqs.len()), Ends::new(seqs.len()));
-        Rig { subject, vms, clients, seqs, directory, pattern, to_client, to_agent, _host: host, _floor: floor }
+        Rig { subject, vms, clients, seqs, pattern, to_client, to_agent, _host: host, _floor: floor }
     }
 
     /// Runs a load in one direction.
@@ -216,7 +218,6 @@ impl Rig {
         let flow = Flow {
             pattern: &self.pattern,
             seqs: &self.seqs,
-            directory: &self.directory,
             senders,
             receivers,
             sent: &mut ends.sent,
