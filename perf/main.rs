@@ -131,8 +131,15 @@ struct RunFlags {
     logs: Option<PathBuf>,
 }
 
-fn main() -> Result<ExitCode> {
-    match Cli::parse().task {
+fn main() -> ExitCode {
+    perform(Cli::parse().task).unwrap_or_else(|error| {
+        eprintln!("perf: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn perform(task: Task) -> Result<ExitCode> {
+    match task {
         Task::Run(flags) => run(flags),
         Task::Compare { a, b, threshold, only } => {
             let worse = compare::run(&a, &b, threshold, &only)?;
