@@ -640,6 +640,7 @@ fn unsafe_needs_its_place_and_its_reason() {
     let good = "// SAFETY: the kernel made this descriptor for this call alone.\n";
     assert_eq!(caught(unsafe_code, "src/wire/mod.rs", &format!("{good}unsafe {{ f() }}")), [2]);
     assert_eq!(caught(unsafe_code, "tests/daemon.rs", &format!("{good}unsafe {{ f() }}")), [2]);
+    assert_eq!(caught(unsafe_code, "perf/load.rs", &format!("{good}unsafe {{ f() }}")), [2]);
     assert_eq!(caught(unsafe_code, "src/wire/mod.rs", "// unsafe\nlet a = \"unsafe\"; let unsafe_b = 1;"), NONE);
     assert_eq!(os("unsafe { f() }"), [1]);
     assert_eq!(os("// SAFETY: fine.\nunsafe { f() }"), [2]);
@@ -653,6 +654,7 @@ fn unsafe_needs_its_place_and_its_reason() {
 fn file_header_is_asked_for() {
     assert_eq!(caught(file_header, "src/a.rs", "use b;\n//! c"), [1]);
     assert_eq!(caught(file_header, "benches/a.rs", "//!\n"), [1]);
+    assert_eq!(caught(file_header, "perf/a.rs", "use b;"), [1]);
     assert_eq!(caught(file_header, "fuzz/fuzz_targets/a.rs", "//! What it owns.\n"), NONE);
 }
 
