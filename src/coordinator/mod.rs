@@ -279,11 +279,15 @@ impl Coordinator {
         let (shard, base) = {
             let mut registry = self.0.registry.borrow_mut();
             let shard = registry.usable(vm)?.shard;
+            let base = registry.sequences(streams)?;
             registry.take_socket(shard)?;
-            (shard, registry.sequences(streams)?)
+            registry.usable(vm)?.sessions += 1;
+            (shard, base)
         };
         let (ours, theirs) = fds::session_pair().map_err(|error| {
-            self.0.registry.borrow_mut().give_socket(shard);
+            let mut registry = self.0.registry.borrow_mut();
+            registry.give_socket(shard);
+            registry.end_session(vm.key, false);
             out_of(error)
         })?;
         self.count(|counters| counters.sessions_opened += 1);
@@ -401,14 +405,14 @@ impl Coordinator {
 
     async fn take_report(&self, shard: usize, report: Report) {
         match report {
-            Report::Relay(relay::Report::SessionEnded { base, why, vm }) => {
-                let vm = self.name(vm);
+            Report::Relay(relay::Report::SessionEnded { base, why, vm: key }) => {
+                let vm = self.name(key);
                 if why.is_fault() {
                     warn!(session = base.0, vm, %why, "session ended by its client's fault");
                 } else {
                     debug!(session = base.0, vm, %why, "session ended");
                 }
-                if self.forget_token(base).await {
+                if self.forget_session(key, base).await {
                     self.0.registry.borrow_mut().give_socket(shard);
                 }
             }

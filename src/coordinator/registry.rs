@@ -38,6 +38,8 @@ pub(super) struct Vm {
     pub(super) warned: Option<Instant>,
     /// Sessions with a token it has.
     pub(super) tokens: usize,
+    /// Sessions of protocol 1 it has.
+    pub(super) sessions: usize,
     /// The agent's API version, once asked.
     pub(super) api: Option<u32>,
 }
@@ -250,6 +252,7 @@ impl Registry {
             control: None,
             warned: None,
             tokens: 0,
+            sessions: 0,
             api: None,
         };
         self.vms.insert(id.to_owned(), vm);
@@ -265,6 +268,13 @@ impl Registry {
         };
         self.load[vm.shard] -= 1;
         Some(vm)
+    }
+
+    /// A session of a VM has ended, one with a token or one of protocol 1.
+    pub(super) fn end_session(&mut self, key: u64, had_token: bool) {
+        let Some((_, vm)) = self.by_key(key) else { return };
+        let count = if had_token { &mut vm.tokens } else { &mut vm.sessions };
+        *count = count.saturating_sub(1);
     }
 
     /// Gives up a VM's name; its processes go on.

@@ -103,8 +103,8 @@ impl Coordinator {
     async fn close_if_unused(&self, key: u64) {
         let closed = {
             let mut registry = self.0.registry.borrow_mut();
-            let is_hidden = registry.hidden.contains_key(&key);
-            let goes = is_hidden && !self.0.tokens.borrow().is_used(key);
+            let is_idle = registry.hidden.get(&key).is_some_and(|(_, vm)| vm.sessions == 0);
+            let goes = is_idle && !self.0.tokens.borrow().is_used(key);
             if goes { registry.remove(key) } else { None }
         };
         if let Some(vm) = closed {
@@ -471,15 +471,12 @@ impl Coordinator {
         }
     }
 
-    /// A session has ended: its token, if it had one, is nobody's any more. Whether it had a socket.
-    pub(super) async fn forget_token(&self, base: StreamSeq) -> bool {
-        let Some(entry) = self.0.tokens.borrow_mut().remove(base) else { return true };
-        let (vm, had_socket) = (entry.vm, entry.claim.is_some());
-        drop(entry);
-        if let Some((_, vm)) = self.0.registry.borrow_mut().by_key(vm) {
-            vm.tokens = vm.tokens.saturating_sub(1);
-        }
-        self.close_if_unused(vm).await;
+    /// A VM's session has ended: its token, if it had one, is nobody's any more. Whether it had a socket.
+    pub(super) async fn forget_session(&self, key: u64, base: StreamSeq) -> bool {
+        let entry = self.0.tokens.borrow_mut().remove(base);
+        let had_socket = entry.as_ref().is_none_or(|entry| entry.claim.is_some());
+        self.0.registry.borrow_mut().end_session(key, entry.is_some());
+        self.close_if_unused(key).await;
         had_socket
     }
 

@@ -127,6 +127,26 @@ fn both_protocols_share_a_vm_and_bye_ends_all() {
 }
 
 #[test]
+fn an_unregistered_vm_goes_on_for_sessions_of_protocol_1_too() {
+    let mut scene = Scene::set(&[]);
+    let (mut guest, runtime, _) = boot(&scene.daemon, "vm", 1);
+    let mut client = scene.daemon.client();
+    client.attach("vm").unwrap();
+    let mut session = client.allocate(1);
+    let mut other = Framed::connect(&scene.daemon);
+    assert_eq!(other.ask(Command::UnregisterVm, &json!({ "containerId": "vm" })), Ok(Vec::new()));
+    guest.send(session.base, b"still here");
+    session.expect(b"still here");
+    drop((session, client));
+    // Its last session is gone: so is the VM.
+    let mut rest = Vec::new();
+    std::io::Read::read_to_end(&mut guest.io, &mut rest).unwrap();
+    assert_eq!(rest, b"");
+    drop((guest, runtime, other));
+    scene.is_sound();
+}
+
+#[test]
 fn consoles_and_log_streams_are_in_the_log() {
     let mut scene = Scene::set(&["--log", "debug"]);
     let ports = Ports::open(&scene.daemon, "vm");
