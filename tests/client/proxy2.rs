@@ -300,8 +300,10 @@ impl Connection {
 
     fn to_process(&self, incoming: Incoming) {
         let token = self.token.as_ref().expect("a shim");
-        // A process that has ended reads no more.
-        let _ = self.shared.state().sessions[token].to_process.send(incoming);
+        // A process that has ended reads no more, and one whose VM is gone is not there at all.
+        if let Some(session) = self.shared.state().sessions.get(token) {
+            let _ = session.to_process.send(incoming);
+        }
     }
 }
 
