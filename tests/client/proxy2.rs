@@ -70,7 +70,7 @@ impl Proxy2 {
         std::thread::spawn(move || {
             for socket in listener.incoming() {
                 let (socket, shared) = (socket.unwrap(), Arc::clone(&shared));
-                std::thread::spawn(move || Connection { socket, shared, token: None }.serve());
+                std::thread::spawn(move || Connection { socket, shared, token: None, claim: 0 }.serve());
             }
         });
     }
@@ -149,6 +149,8 @@ struct Connection {
     socket: UnixStream,
     shared: Arc<Shared>,
     token: Option<String>,
+    /// Which claim of the token this is.
+    claim: usize,
 }
 
 impl Connection {
@@ -169,6 +171,8 @@ impl Connection {
         }
         if let Some(token) = self.token
             && let Some(session) = self.shared.state().sessions.get_mut(&token)
+            // Not when the next connection has claimed it already.
+            && session.claims == self.claim
         {
             session.shim = None;
         }
@@ -284,6 +288,7 @@ impl Connection {
         self.respond(Command::ConnectShim, Ok(Vec::new()));
         session.shim = Some(self.socket.try_clone().unwrap());
         session.claims += 1;
+        self.claim = session.claims;
         self.token = Some(token);
         self.shared.changed.notify_all();
         Ok(())
