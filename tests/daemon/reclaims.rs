@@ -67,9 +67,7 @@ fn the_second_begins_exactly_behind_what_the_kernel_took_for_the_first() {
         // Nothing moves any more: the socket is full.
         let waits = |session: &ringway::wire::admin::SessionStatus| session.slow;
         until("a full socket", || scene.daemon.session(base).filter(waits));
-        let unread = left_in(&shim.socket);
-        got.extend(payload_of(&unread));
-        // Reading made room, and the daemon may have used it: what came in the meantime is still the first's.
+        // Reading makes room, which a running daemon would fill: all the rest could go to this shim.
         got.extend(payload_of(&stopped_and_left(&scene.daemon, &shim.socket)));
         drop(shim);
         scene.daemon.signal(nix::sys::signal::Signal::SIGCONT);
@@ -90,8 +88,13 @@ fn the_second_begins_exactly_behind_what_the_kernel_took_for_the_first() {
 fn stopped_and_left(daemon: &Daemon, socket: &UnixStream) -> Vec<u8> {
     daemon.signal(nix::sys::signal::Signal::SIGSTOP);
     until("a stopped daemon", || {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", daemon.pid())).unwrap();
-        stat.rsplit(')').next().unwrap().trim_start().starts_with('T').then_some(())
+        // Each thread stops by itself, and a shard's is not the first.
+        let mut threads = std::fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap();
+        let stopped = |thread: std::io::Result<std::fs::DirEntry>| {
+            let stat = std::fs::read_to_string(thread.unwrap().path().join("stat")).unwrap();
+            stat.rsplit(')').next().unwrap().trim_start().starts_with('T')
+        };
+        threads.all(stopped).then_some(())
     });
     left_in(socket)
 }
