@@ -4,7 +4,7 @@
 //! payload. [`Cut`] says where the frames sent on begin when a received one is longer than the receiver accepts.
 //! Both directions use both; they differ in their bounds only.
 
-use crate::limits::{CC1_FRAME_MAX, CC2_FRAME_MAX};
+use crate::limits::{CC1_FRAME_MAX, CC2_FRAME_MAX, SEND_MAX};
 use crate::wire::DecodeError;
 use crate::wire::cc2;
 use crate::wire::hyper::{FRAME_HEADER, FRAME_HEADER_LEN, FrameHeader, StreamSeq};
@@ -137,6 +137,42 @@ impl FrameReader {
     /// Whether a header or a frame has begun and not ended.
     pub fn is_mid_frame(&self) -> bool {
         self.have > 0 || self.skip > 0 || self.left > 0
+    }
+}
+
+/// Whole frames of one stream, one behind the other: they can be sent on as one piece.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FrameRun {
+    /// How many.
+    pub frames: u64,
+    /// Their bytes, headers included; at most [`SEND_MAX`] unless the first alone has more.
+    pub bytes: u32,
+}
+
+impl FrameRun {
+    /// One frame alone.
+    pub fn of(frame: FrameHeader) -> FrameRun {
+        FrameRun { frames: 1, bytes: frame.len }
+    }
+
+    /// The run at the front of `bytes`, which begin with the whole frame that `first` heads. It ends before a frame of
+    /// another stream, one longer than `max`, and one that is not whole.
+    pub fn at_front(bytes: &[u8], first: FrameHeader, max: u32) -> FrameRun {
+        let mut run = FrameRun::of(first);
+        if first.len > max {
+            return run;
+        }
+        while let Some((head, _)) = bytes.get(run.bytes as usize..).and_then(<[u8]>::split_first_chunk)
+            && let Ok(next) = FrameHeader::decode(*head, max)
+            && next.seq == first.seq
+        {
+            let end = run.bytes + next.len;
+            if end as usize > bytes.len().min(SEND_MAX) {
+                break;
+            }
+            run = FrameRun { frames: run.frames + 1, bytes: end };
+        }
+        run
     }
 }
 
@@ -282,6 +318,29 @@ mod tests {
         for piece in 1..=bytes.len() {
             assert_eq!(read_in_pieces(&bytes, piece), want, "in pieces of {piece}");
         }
+    }
+
+    #[test]
+    fn a_run_ends_where_frames_stop_being_alike() {
+        let run = |rest: &[&[u8]]| {
+            let first = frame(7, b"ab");
+            let bytes = [&first[..], &rest.concat()].concat();
+            let run = FrameRun::at_front(&bytes, FrameHeader::for_payload(StreamSeq(7), 2), 100);
+            (run.frames, run.bytes)
+        };
+        let (same, other, long) = (frame(7, b"c"), frame(8, b"c"), frame(7, &[0; 100]));
+        assert_eq!(run(&[]), (1, 14));
+        assert_eq!(run(&[&same, &frame(7, b"")]), (3, 39));
+        assert_eq!(run(&[&same, &other, &same]), (2, 27));
+        assert_eq!(run(&[&same, &long]), (2, 27), "a frame that is too long goes its own way");
+        for cut in 0..same.len() {
+            assert_eq!(run(&[&same[..cut]]), (1, 14), "{cut} bytes of a frame are none");
+        }
+        let longest = FrameRun::at_front(&long, FrameHeader::for_payload(StreamSeq(7), 100), 50);
+        assert_eq!(longest, FrameRun { frames: 1, bytes: 112 });
+        let many = same.repeat(SEND_MAX);
+        let most = FrameRun::at_front(&many, FrameHeader::for_payload(StreamSeq(7), 1), 100);
+        assert_eq!(most.bytes as usize, SEND_MAX / same.len() * same.len(), "one send takes it");
     }
 
     #[test]

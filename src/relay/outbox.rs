@@ -112,6 +112,9 @@ impl Outbox {
             return;
         }
         if view.len as usize <= COPY_MAX {
+            if self.copy_behind_tail(arena, mem, view, ends) {
+                return;
+            }
             let copy = self.copy_to_run(mem, view);
             if self.extend_tail(arena, copy, ends) {
                 mem.release(copy.source);
@@ -198,6 +201,24 @@ impl Outbox {
         tail.ends = ends;
         self.last_unit += view.len;
         self.account(view.len, ends);
+        true
+    }
+
+    /// Copies a view behind the last piece where that is the end of the run: what small frames mostly find.
+    fn copy_behind_tail<L: Leases>(
+        &mut self,
+        arena: &mut Arena,
+        mem: &mut Memory<L>,
+        view: BufView,
+        ends: bool,
+    ) -> bool {
+        let Some(run) = self.run else { return false };
+        let place = BufView { source: Source::Chunk(run.chunk), off: run.fill, len: view.len };
+        if self.tail == NONE || place.end() > CHUNK_LEN_U32 || !self.extend_tail(arena, place, ends) {
+            return false;
+        }
+        mem.copy_to_chunk(run.chunk, run.fill, view);
+        self.run = Some(Run { fill: place.end(), ..run });
         true
     }
 

@@ -5,7 +5,7 @@
 //! belongs to the session and waits for the next shim; answers belong to the connection and end with it.
 
 use super::events::{Effect, Gone, Peer, Report, Sending, SessionId};
-use super::frames::{Face, Head, Step};
+use super::frames::{Face, FrameRun, Head, Step};
 use super::outbox::{Arena, Outbox};
 use super::plane::Plane;
 use super::session::{Happening, Session, State};
@@ -361,7 +361,7 @@ impl Plane {
         if is_input && header.extra == 0 && as_hyper.len <= self.tuning.agent_frame_max {
             // Both headers have 12 bytes: the one is written over the other, and the payload stays where it is.
             mem.overwrite(frame, &as_hyper.encode());
-            self.count_input(id, as_hyper);
+            self.count_input(id, FrameRun::of(as_hyper));
             let out = &mut self.sessions[id.0 as usize].to_agent;
             out.push(&mut self.arena, mem, frame, true);
             return Ok(());
@@ -383,7 +383,7 @@ impl Plane {
         let current = match header.kind {
             Kind::Stream(Stream::Stdin) => {
                 let as_hyper = FrameHeader::for_payload(self.sessions[id.0 as usize].base, header.payload);
-                self.count_input(id, as_hyper);
+                self.count_input(id, FrameRun::of(as_hyper));
                 let session = &mut self.sessions[id.0 as usize];
                 let face = Face::Hyper(session.base);
                 session.cut = Some(session.to_agent.begin_frame(&mut self.arena, mem, face, header.payload, max));

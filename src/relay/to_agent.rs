@@ -5,7 +5,7 @@
 //! that left in part is finished before anybody else has a turn.
 
 use super::events::{Effect, Gone, LinkId, Peer, Sending, SessionId};
-use super::frames::{Face, Step};
+use super::frames::{Face, FrameRun, Step};
 use super::link::InFlight;
 use super::plane::{Plane, after_send};
 use crate::buf::{BufView, Leases, Memory};
@@ -24,7 +24,7 @@ impl Plane {
             let step = session.reader.step::<FrameHeader>(mem.bytes(rest), self.tuning.stream_frame_max);
             self.mark_input(id);
             let taken = match step {
-                Ok(Step::Whole(header)) => self.whole_to_agent(mem, id, header, rest.first(header.len)),
+                Ok(Step::Whole(header)) => self.whole_to_agent(mem, id, header, rest),
                 Ok(Step::Begin { header, taken }) => self.begin_to_agent(mem, id, header).map(|()| taken),
                 Ok(Step::Body { len }) => {
                     let session = &mut self.sessions[id.0 as usize];
@@ -44,19 +44,19 @@ impl Plane {
         }
     }
 
-    /// Checks a frame's sequence and counts it.
-    fn accept(&mut self, id: SessionId, header: FrameHeader) -> Result<(), Gone> {
+    /// Checks the sequence of frames and counts them.
+    fn accept(&mut self, id: SessionId, header: FrameHeader, run: FrameRun) -> Result<(), Gone> {
         let session = &mut self.sessions[id.0 as usize];
         if header.seq != session.base {
             return Err(Gone::ForeignSequence { got: header.seq, want: session.base });
         }
-        self.count_input(id, header);
+        self.count_input(id, run);
         Ok(())
     }
 
-    /// Counts a frame of a client.
-    pub(super) fn count_input(&mut self, id: SessionId, header: FrameHeader) {
-        let flow = Flow { frames: 1, bytes: u64::from(header.len) };
+    /// Counts frames of a client.
+    pub(super) fn count_input(&mut self, id: SessionId, run: FrameRun) {
+        let flow = Flow { frames: run.frames, bytes: u64::from(run.bytes) };
         self.totals.to_agent += flow;
         let session = &mut self.sessions[id.0 as usize];
         session.flow_to_agent += flow;
@@ -75,24 +75,27 @@ impl Plane {
         }
     }
 
+    /// Takes the whole frame at the front of `rest`, and those of the same kind that follow it. Returns the number of
+    /// bytes taken.
     fn whole_to_agent<L: Leases>(
         &mut self,
         mem: &mut Memory<L>,
         id: SessionId,
         header: FrameHeader,
-        frame: BufView,
+        rest: BufView,
     ) -> Result<u32, Gone> {
         let max = self.tuning.agent_frame_max;
-        self.accept(id, header)?;
+        let run = FrameRun::at_front(mem.bytes(rest), header, max);
+        self.accept(id, header, run)?;
         let out = &mut self.sessions[id.0 as usize].to_agent;
         if header.len <= max {
-            out.push(&mut self.arena, mem, frame, true);
+            out.push(&mut self.arena, mem, rest.first(run.bytes), true);
         } else {
             let mut cut = out.begin_frame(&mut self.arena, mem, Face::Hyper(header.seq), header.payload_len(), max);
-            let payload = frame.skip(header.len - header.payload_len());
+            let payload = rest.first(header.len).skip(header.len - header.payload_len());
             out.continue_frame(&mut self.arena, mem, &mut cut, payload, max);
         }
-        Ok(header.len)
+        Ok(run.bytes)
     }
 
     fn begin_to_agent<L: Leases>(
@@ -102,7 +105,7 @@ impl Plane {
         header: FrameHeader,
     ) -> Result<(), Gone> {
         let max = self.tuning.agent_frame_max;
-        self.accept(id, header)?;
+        self.accept(id, header, FrameRun::of(header))?;
         let session = &mut self.sessions[id.0 as usize];
         let face = Face::Hyper(header.seq);
         let cut = session.to_agent.begin_frame(&mut self.arena, mem, face, header.payload_len(), max);

@@ -5,7 +5,7 @@
 //! out of the receive buffers by the end of the turn.
 
 use super::events::{Effect, Gone, LinkId, Peer, Report, Sending, SessionId};
-use super::frames::{Face, Step};
+use super::frames::{Face, FrameRun, Step};
 use super::link::{Current, What};
 use super::plane::{Plane, after_send};
 use super::shim::Role;
@@ -19,10 +19,7 @@ impl Plane {
         while rest.len > 0 {
             let link = &mut self.links[id.0 as usize];
             let taken = match link.reader.step::<FrameHeader>(mem.bytes(rest), self.tuning.stream_frame_max) {
-                Ok(Step::Whole(header)) => {
-                    self.whole_to_client(mem, id, header, rest.first(header.len));
-                    header.len
-                }
+                Ok(Step::Whole(header)) => self.whole_to_client(mem, id, header, rest),
                 Ok(Step::Begin { header, taken }) => {
                     self.begin_to_client(mem, id, header);
                     taken
@@ -39,20 +36,24 @@ impl Plane {
         }
     }
 
-    /// Counts a frame for a session and finds it; `None` when nobody wants it.
+    /// The session a frame is for; `None`, and counted, when nobody wants it.
     fn route(&mut self, id: LinkId, header: FrameHeader) -> Option<SessionId> {
         let link = &mut self.links[id.0 as usize];
-        let Some(session) = link.routes.find(header.seq) else {
+        let session = link.routes.find(header.seq);
+        if session.is_none() {
             link.skipped += 1;
             self.totals.skipped += 1;
-            return None;
-        };
-        let flow = Flow { frames: 1, bytes: u64::from(header.len) };
-        link.flow_to_client += flow;
+        }
+        session
+    }
+
+    /// Counts frames for a session, and looks at it at the end of the turn.
+    fn count_output(&mut self, id: LinkId, session: SessionId, run: FrameRun) {
+        let flow = Flow { frames: run.frames, bytes: u64::from(run.bytes) };
+        self.links[id.0 as usize].flow_to_client += flow;
         self.totals.to_client += flow;
         self.sessions[session.0 as usize].flow_to_client += flow;
         self.mark_client(session);
-        Some(session)
     }
 
     /// Looks at what a client is owed at the end of the turn.
@@ -64,17 +65,31 @@ impl Plane {
         }
     }
 
-    fn whole_to_client<L: Leases>(&mut self, mem: &mut Memory<L>, id: LinkId, header: FrameHeader, frame: BufView) {
-        let Some(session) = self.route(id, header) else { return };
+    /// Takes the whole frame at the front of `rest`, and those of the same session that follow it. Returns the number
+    /// of bytes taken.
+    fn whole_to_client<L: Leases>(
+        &mut self,
+        mem: &mut Memory<L>,
+        id: LinkId,
+        header: FrameHeader,
+        rest: BufView,
+    ) -> u32 {
+        let Some(session) = self.route(id, header) else { return header.len };
         let owner = &mut self.sessions[session.0 as usize];
-        let (role, out) = (owner.role(header), &mut owner.to_client);
-        let payload = frame.skip(header.len - header.payload_len());
+        let role = owner.role(header);
+        let run = match role {
+            Role::Output(face @ Face::Hyper(_)) => FrameRun::at_front(mem.bytes(rest), header, face.client_max()),
+            _ => FrameRun::of(header),
+        };
+        self.count_output(id, session, run);
+        let (frames, out) = (rest.first(run.bytes), &mut self.sessions[session.0 as usize].to_client);
+        let payload = rest.first(header.len).skip(header.len - header.payload_len());
         match role {
             Role::Output(face) if header.len <= face.client_max() => {
                 if matches!(face, Face::Shim(_)) {
-                    mem.overwrite(frame, &face.header(header.payload_len()));
+                    mem.overwrite(frames, &face.header(header.payload_len()));
                 }
-                out.push(&mut self.arena, mem, frame, true);
+                out.push(&mut self.arena, mem, frames, true);
             }
             Role::Output(face) => {
                 let max = face.client_max();
@@ -84,11 +99,13 @@ impl Plane {
             Role::End => self.tell_exit(mem, session),
             Role::Status => self.exit_status(mem, session, mem.bytes(payload)[0]),
         }
+        run.bytes
     }
 
     fn begin_to_client<L: Leases>(&mut self, mem: &mut Memory<L>, id: LinkId, header: FrameHeader) {
         self.links[id.0 as usize].current = None;
         let Some(session) = self.route(id, header) else { return };
+        self.count_output(id, session, FrameRun::of(header));
         let owner = &mut self.sessions[session.0 as usize];
         let what = match owner.role(header) {
             Role::Output(face) => {
