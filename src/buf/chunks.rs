@@ -69,6 +69,11 @@ impl ChunkPool {
         &self.slots[id.0 as usize].data
     }
 
+    /// The same, to be written behind what is held.
+    pub fn bytes_mut(&mut self, id: ChunkId) -> &mut [u8] {
+        &mut self.slots[id.0 as usize].data
+    }
+
     /// Writes `bytes` at `at`.
     pub fn write(&mut self, id: ChunkId, at: u32, bytes: &[u8]) {
         let at = at as usize;

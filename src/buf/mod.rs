@@ -100,6 +100,14 @@ impl<L: Leases> Memory<L> {
         }
     }
 
+    /// The bytes of a view of a receive buffer, and the chunks to copy them to; `None` for other views.
+    pub fn lease_and_chunks(&mut self, view: BufView) -> Option<(&[u8], &mut ChunkPool)> {
+        match view.source {
+            Source::Lease(direction, buf) => Some((self.leases.bytes(direction, buf, view.range()), &mut self.chunks)),
+            Source::Chunk(_) => None,
+        }
+    }
+
     /// Writes over the first bytes of a view: one header in place of another. Nobody may have a send of it in flight.
     ///
     /// # Panics

@@ -6,7 +6,7 @@
 //! outboxes of a shard share, so that an idle session holds a few words and a busy one allocates nothing per frame.
 
 use super::frames::{Cut, Face, Piece};
-use crate::buf::{BufView, ChunkId, Leases, Memory, Source};
+use crate::buf::{BufView, ChunkId, ChunkPool, Leases, Memory, Source};
 use crate::limits::{CHUNK_LEN, COPY_MAX, SEND_MAX, SEND_PIECES_MAX};
 
 /// No node.
@@ -218,6 +218,24 @@ impl Outbox {
             return false;
         }
         mem.copy_to_chunk(run.chunk, run.fill, view);
+        self.run = Some(Run { fill: place.end(), ..run });
+        true
+    }
+
+    /// Copies a whole frame, in two parts, behind the last piece where that is the end of the run and of a frame.
+    /// `false`, and nothing done, where it is not.
+    pub fn push_short(&mut self, arena: &mut Arena, chunks: &mut ChunkPool, head: &[u8], rest: &[u8]) -> bool {
+        let (Some(run), Ok(len)) = (self.run, u32::try_from(head.len() + rest.len())) else { return false };
+        let place = BufView { source: Source::Chunk(run.chunk), off: run.fill, len };
+        if self.tail == NONE || self.open != NONE || place.end() > CHUNK_LEN_U32 {
+            return false;
+        }
+        if !self.extend_tail(arena, place, true) {
+            return false;
+        }
+        let data = &mut chunks.bytes_mut(run.chunk)[place.range()];
+        data[..head.len()].copy_from_slice(head);
+        data[head.len()..].copy_from_slice(rest);
         self.run = Some(Run { fill: place.end(), ..run });
         true
     }

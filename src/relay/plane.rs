@@ -9,6 +9,7 @@ use slab::Slab;
 use super::events::{Effect, Gone, LinkId, Peer, Report, Sending, Sent, SessionId, Totals, Tuning};
 use super::link::Link;
 use super::outbox::Arena;
+use super::route::RouteCache;
 use super::session::{Happening, Session, State};
 use crate::buf::{BufView, Leases, Memory};
 use crate::limits::CHUNK_LEN;
@@ -21,6 +22,7 @@ pub struct Plane {
     pub(super) links: Slab<Link>,
     pub(super) sessions: Slab<Session>,
     pub(super) arena: Arena,
+    pub(super) route_cache: RouteCache,
     pub(super) dirty_links: Vec<LinkId>,
     pub(super) dirty_clients: Vec<SessionId>,
     pub(super) dirty_inputs: Vec<SessionId>,
@@ -43,6 +45,7 @@ impl Plane {
             links: Slab::new(),
             sessions: Slab::new(),
             arena: Arena::default(),
+            route_cache: RouteCache::default(),
             dirty_links: Vec::new(),
             dirty_clients: Vec::new(),
             dirty_inputs: Vec::new(),
@@ -147,6 +150,7 @@ impl Plane {
         self.effects.push(Effect::Close(Peer::Agent(id)));
         for session_id in link.sessions {
             let session = &mut self.sessions[session_id.0 as usize];
+            session.seqs().for_each(|seq| self.route_cache.forget(id, seq));
             session.link = None;
             session.to_client.drop_open(&mut self.arena, mem);
             session.to_agent.clear(&mut self.arena, mem);

@@ -115,6 +115,15 @@ impl Session {
         self.shim.as_ref().is_some_and(|shim| shim.sending_replies)
     }
 
+    /// How an agent's frame looks to the client when it is output and nothing else, whatever came before.
+    pub(super) fn face_of(&self, header: FrameHeader) -> Option<Face> {
+        if self.shim.is_none() {
+            return Some(Face::Hyper(header.seq));
+        }
+        let stream = if header.seq == self.base { Stream::Stdout } else { Stream::Stderr };
+        (header.payload_len() > 1).then_some(Face::Shim(stream))
+    }
+
     /// What an agent's frame is to this session.
     pub(super) fn role(&mut self, header: FrameHeader) -> Role {
         let Some(shim) = &mut self.shim else { return Role::Output(Face::Hyper(header.seq)) };

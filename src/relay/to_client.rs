@@ -10,13 +10,22 @@ use super::link::{Current, What};
 use super::plane::{Plane, after_send};
 use super::shim::Role;
 use crate::buf::{BufView, Leases, Memory};
+use crate::limits::COPY_MAX;
 use crate::wire::admin::Flow;
-use crate::wire::hyper::FrameHeader;
+use crate::wire::hyper::{FrameHeader, SEQ_LEN};
+
+/// Longest frame that is copied rather than gathered, header included.
+#[expect(clippy::cast_possible_truncation, reason = "512 bytes")]
+const SHORT_FRAME: u32 = COPY_MAX as u32;
 
 impl Plane {
     pub(super) fn agent_received<L: Leases>(&mut self, mem: &mut Memory<L>, id: LinkId, view: BufView) {
         let mut rest = view;
-        while rest.len > 0 {
+        loop {
+            rest = rest.skip(self.short_to_clients(mem, id, rest));
+            if rest.len == 0 {
+                return;
+            }
             let link = &mut self.links[id.0 as usize];
             let taken = match link.reader.step::<FrameHeader>(mem.bytes(rest), self.tuning.stream_frame_max) {
                 Ok(Step::Whole(header)) => self.whole_to_client(mem, id, header, rest),
@@ -36,10 +45,54 @@ impl Plane {
         }
     }
 
+    /// Copies whole short frames behind those their clients are owed already: nearly all frames of busy sessions, at a
+    /// fraction of what the general way costs. Returns the number of bytes taken; the frame behind them goes that way.
+    fn short_to_clients<L: Leases>(&mut self, mem: &mut Memory<L>, id: LinkId, view: BufView) -> u32 {
+        let link = &mut self.links[id.0 as usize];
+        let Some((bytes, chunks)) = mem.lease_and_chunks(view) else { return 0 };
+        if link.reader.is_mid_frame() {
+            return 0;
+        }
+        let (mut at, mut all) = (0, Flow::default());
+        while let Some((head, _)) = bytes[at..].split_first_chunk()
+            && let Ok(header) = FrameHeader::decode(*head, SHORT_FRAME)
+            && let Some(frame) = bytes.get(at..at + header.len as usize)
+            && let Some(session_id) = self.route_cache.find(id, header.seq, &link.routes)
+        {
+            let session = &mut self.sessions[session_id.0 as usize];
+            let Some(face) = session.face_of(header) else { break };
+            if bytes[at + frame.len()..].starts_with(&head[..SEQ_LEN]) {
+                // Several of one session, one behind the other, need not be copied.
+                break;
+            }
+            let taken = match face {
+                Face::Hyper(_) => session.to_client.push_short(&mut self.arena, chunks, &[], frame),
+                Face::Shim(_) => {
+                    let head = face.header(header.payload_len());
+                    session.to_client.push_short(&mut self.arena, chunks, &head, &frame[head.len()..])
+                }
+            };
+            if !taken {
+                break;
+            }
+            let flow = Flow { frames: 1, bytes: u64::from(header.len) };
+            session.flow_to_client += flow;
+            all += flow;
+            if !session.dirty {
+                session.dirty = true;
+                self.dirty_clients.push(session_id);
+            }
+            at += frame.len();
+        }
+        link.flow_to_client += all;
+        self.totals.to_client += all;
+        u32::try_from(at).expect("within a view")
+    }
+
     /// The session a frame is for; `None`, and counted, when nobody wants it.
     fn route(&mut self, id: LinkId, header: FrameHeader) -> Option<SessionId> {
         let link = &mut self.links[id.0 as usize];
-        let session = link.routes.find(header.seq);
+        let session = self.route_cache.find(id, header.seq, &link.routes);
         if session.is_none() {
             link.skipped += 1;
             self.totals.skipped += 1;
@@ -156,9 +209,12 @@ impl Plane {
     /// Skips a session's frames from now on.
     pub(super) fn remove_routes(&mut self, id: SessionId) {
         let session = &self.sessions[id.0 as usize];
-        let Some(link) = session.link else { return };
-        let link = &mut self.links[link.0 as usize];
-        session.seqs().for_each(|seq| link.routes.remove(seq));
+        let Some(link_id) = session.link else { return };
+        let link = &mut self.links[link_id.0 as usize];
+        for seq in session.seqs() {
+            link.routes.remove(seq);
+            self.route_cache.forget(link_id, seq);
+        }
         link.current = link.current.filter(|current| current.session != id);
     }
 

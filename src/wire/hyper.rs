@@ -8,6 +8,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::DecodeError;
 use super::pending::Pending;
 
+/// Bytes of the sequence, with which a stream frame begins.
+pub const SEQ_LEN: usize = 8;
+
 /// Bytes of a control channel message's header.
 pub const MESSAGE_HEADER_LEN: usize = 8;
 /// Bytes of a stream frame's header.
