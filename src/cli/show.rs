@@ -49,6 +49,11 @@ pub(super) fn count(n: u64) -> String {
     out
 }
 
+/// Thousandths of one CPU, for instance, in hundredths: `12.5 %`.
+pub(super) fn percent(permille: u64) -> String {
+    format!("{}.{} %", permille / 10, permille % 10)
+}
+
 /// So many of what `noun` says in the singular: `1 session`, `2 sessions`.
 pub(super) fn many(n: u64, noun: &str) -> String {
     format!("{} {noun}{}", count(n), if n == 1 { "" } else { "s" })
@@ -132,6 +137,7 @@ mod tests {
         assert_eq!(bytes(u64::MAX), "15 EiB");
         assert_eq!((count(0), count(999), count(1_234_567)), ("0".into(), "999".into(), "1,234,567".into()));
         assert_eq!((many(1, "VM"), many(2_000, "VM")), ("1 VM".into(), "2,000 VMs".into()));
+        assert_eq!((percent(5), percent(1_000)), ("0.5 %".into(), "100.0 %".into()));
         assert_eq!((span(12_345), span(302_000)), ("12.3 s".into(), "5 min 2 s".into()));
         assert_eq!((span(3_600_000 * 3 + 240_000), span(86_400_000 * 2)), ("3 h 4 min".into(), "2 d 0 h".into()));
     }

@@ -113,7 +113,7 @@ impl<'a> Rates<'a> {
     fn cpu(&self, now: &Status) -> Option<String> {
         let used = now.cpu_us.checked_sub(self.before.cpu_us)?;
         let tenths = used.checked_div(self.elapsed_ms)?;
-        Some(format!(" ({}.{} % of one CPU now)", tenths / 10, tenths % 10))
+        Some(format!(" ({} of one CPU now)", show::percent(tenths)))
     }
 }
 
@@ -170,12 +170,13 @@ fn table(texts: &[&'static str], amounts: &[&'static str], rates: bool) -> Table
 }
 
 fn shards(now: &Status, rates: Option<&Rates<'_>>) -> Table {
-    let amounts = ["VMS", "SESSIONS", "TURNS", "TO CLIENTS", "TO AGENTS", "HELD", "BLOCKED"];
+    let amounts = ["LOAD", "VMS", "SESSIONS", "TURNS", "TO CLIENTS", "TO AGENTS", "HELD", "BLOCKED"];
     let mut table = table(&["SHARD", "CPU"], &amounts, rates.is_some());
     for shard in &now.shards {
         let mut row = vec![
             shard.shard.to_string(),
             shard.cpu.map_or("-".to_owned(), |cpu| cpu.to_string()),
+            show::percent(shard.load_permille),
             shard.links.to_string(),
             shard.sessions.to_string(),
             show::count(shard.turns),
@@ -328,6 +329,7 @@ mod tests {
         };
         let shard = ShardStatus {
             cpu: Some(4),
+            load_permille: 375,
             links: 1,
             sessions: 2,
             to_client: flow,
@@ -356,6 +358,7 @@ mod tests {
             "1 VM, 2 sessions, 0 clients",
             "memory 5.0 MiB, CPU time 1.5 s\n",
             "to clients 2.0 KiB in 3 frames",
+            "0      4    37.5 %    1",
             "vm\\u{7}1  unresponsive  ping (+2)",
             "7-8  vm\\u{7}1  open, slow",
             "9    vm\\u{7}1  open, blocks its VM",

@@ -7,6 +7,7 @@
 mod channel;
 mod console;
 pub mod control;
+mod placement;
 mod registry;
 mod shims;
 mod tokens;
@@ -39,7 +40,7 @@ use crate::os::guest_socket::{GuestSocket, PathError};
 use crate::os::usage;
 use crate::relay;
 use crate::shard::{Order, Report, ShardHandle};
-use crate::wire::admin::{Counters, Status, VmStatus};
+use crate::wire::admin::{Counters, ShardStatus, Status, VmStatus};
 use crate::wire::cc1;
 use crate::wire::hyper::{Code, MESSAGE_HEADER_LEN, Message, StreamSeq};
 
@@ -135,6 +136,7 @@ impl Coordinator {
         if self.0.stopping.get() {
             return Err(RequestError::Stopping);
         }
+        self.measure();
         let vm = self.0.registry.borrow_mut().reserve(container_id, ctl_serial, io_serial)?;
         let connected = self.connect_vm(&vm, ctl_serial, io_serial, client).await;
         match connected {
@@ -443,6 +445,7 @@ impl Coordinator {
                 }
             }
             Report::Failed(error) => {
+                self.0.registry.borrow_mut().placement.fail(shard);
                 tracing::error!(shard, %error, "the shard's ring failed; the daemon cannot go on");
                 self.0.failed.notify_one();
             }
@@ -498,7 +501,6 @@ impl Coordinator {
             vm.queued_to_agent = link.sessions.iter().map(|session| session.queued_to_agent).sum();
             vm.sessions = link.sessions;
         }
-        let shards = self.0.shards.iter().enumerate();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -509,9 +511,29 @@ impl Coordinator {
             memory_bytes: usage::memory_bytes(),
             open_fds: usage::open_fds(),
             counters: self.0.counters.get(),
-            shards: shards.map(|(n, s)| s.stats.status(u32::try_from(n).unwrap_or(u32::MAX), s.cpu)).collect(),
+            shards: self.shard_statuses(),
             vms,
         }
+    }
+
+    /// The shards' counters and loads.
+    fn shard_statuses(&self) -> Vec<ShardStatus> {
+        self.measure();
+        let registry = self.0.registry.borrow();
+        let of = |(number, shard): (usize, &ShardHandle)| {
+            let (load_permille, expected_permille) = registry.placement.permille(number);
+            let used = shard.clock.used().unwrap_or_default();
+            let cpu_us = u64::try_from(used.as_micros()).unwrap_or(u64::MAX);
+            let counted = shard.stats.status(u32::try_from(number).unwrap_or(u32::MAX), shard.cpu);
+            ShardStatus { cpu_us, load_permille, expected_permille, ..counted }
+        };
+        self.0.shards.iter().enumerate().map(of).collect()
+    }
+
+    /// Takes in what the shards have used of their CPUs.
+    fn measure(&self) {
+        let mut registry = self.0.registry.borrow_mut();
+        registry.placement.measure(Instant::now(), |shard| self.0.shards[shard].clock.used());
     }
 
     /// Refuses new work and lets every client that reads have what it is owed, until `deadline`.

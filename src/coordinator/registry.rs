@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::time::Instant;
 
 use super::channel::ControlHandle;
+use super::placement::Placement;
 use crate::limits::{SEQ_END, SEQ_EPOCH_SECS, SEQ_PER_MILLI, SOCKETS_SLACK, VM_ID_MAX, VMS_MAX};
 use crate::wire::hyper::StreamSeq;
 
@@ -195,8 +196,8 @@ pub(super) struct Registry {
     /// Those unregistered over protocol 2 that still have processes, by number.
     pub(super) hidden: BTreeMap<u64, (String, Vm)>,
     ids: HashMap<u64, String>,
-    /// VMs per shard.
-    load: Vec<usize>,
+    /// Loads of the shards, and how many VMs each has.
+    pub(super) placement: Placement,
     /// Sockets per shard: links, sessions and shims.
     sockets: Vec<u32>,
     /// Sockets one shard can serve.
@@ -213,7 +214,7 @@ impl Registry {
             vms: BTreeMap::new(),
             hidden: BTreeMap::new(),
             ids: HashMap::new(),
-            load: vec![0; shards],
+            placement: Placement::new(shards),
             sockets: vec![0; shards],
             sockets_max,
             next_key: 1,
@@ -222,7 +223,7 @@ impl Registry {
         }
     }
 
-    /// Takes a name for a VM that connects, on the shard with the fewest VMs.
+    /// Takes a name for a VM that connects, on the shard that works least.
     pub(super) fn reserve(&mut self, id: &str, ctl: &str, io: &str) -> Result<VmRef, RequestError> {
         if id.len() > VM_ID_MAX {
             return Err(RequestError::NameTooLong(id.len()));
@@ -238,8 +239,8 @@ impl Registry {
             let oldest = gone.map(|vm| vm.key).min().ok_or(RequestError::TooManyVms)?;
             self.remove(oldest);
         }
-        let shard = self.load.iter().enumerate().min_by_key(|&(_, load)| *load).map_or(0, |(shard, _)| shard);
-        self.load[shard] += 1;
+        // A daemon with a failed shard ends.
+        let shard = self.placement.place().ok_or(RequestError::Stopping)?;
         let key = self.next_key;
         self.next_key += 1;
         let state = VmState::Connecting;
@@ -266,7 +267,7 @@ impl Registry {
             Some(id) => self.vms.remove(&id)?,
             None => self.hidden.remove(&key)?.1,
         };
-        self.load[vm.shard] -= 1;
+        self.placement.leave(vm.shard);
         Some(vm)
     }
 
@@ -397,10 +398,24 @@ mod tests {
     fn vms_are_spread_over_shards() {
         let mut registry = Registry::new(3, 1_000);
         let keys: Vec<_> = (0..9).map(|n| registry.reserve(&format!("vm{n}"), "/c", "/i").unwrap().key).collect();
-        assert_eq!(registry.load, [3, 3, 3]);
+        let mut on = [0; 3];
+        keys.iter().for_each(|&key| on[registry.by_key(key).unwrap().1.shard] += 1);
+        assert_eq!(on, [3, 3, 3]);
         let freed = registry.remove(keys[4]).unwrap().shard;
         let next = registry.reserve("next", "/c", "/i").unwrap();
         assert_eq!(registry.by_key(next.key).unwrap().1.shard, freed);
+    }
+
+    #[test]
+    fn a_shard_that_failed_gets_no_vm() {
+        let mut registry = Registry::new(2, 1_000);
+        registry.placement.fail(0);
+        for n in 0..5 {
+            let vm = registry.reserve(&format!("vm{n}"), "/c", "/i").unwrap();
+            assert_eq!(registry.by_key(vm.key).unwrap().1.shard, 1);
+        }
+        registry.placement.fail(1);
+        assert_eq!(registry.reserve("vm", "/c", "/i"), Err(RequestError::Stopping));
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub use self::stats::ShardStats;
 
 use crate::buf::{BufView, Direction, Source};
 use crate::limits::CHUNK_LEN;
-use crate::os::cpu;
+use crate::os::cpu::{self, ThreadClock};
 use crate::reactor::{Event, Features, Reactor, SocketId, Waker};
 use crate::relay::{self, Effect, Gone, LinkId, Peer, Plane, Sent, SessionId, Tuning};
 use crate::wire::admin::ShardStatus;
@@ -51,6 +51,8 @@ pub struct ShardHandle {
     pub stats: Arc<ShardStats>,
     /// The CPU it is pinned to.
     pub cpu: Option<u32>,
+    /// What its thread has used of it.
+    pub clock: ThreadClock,
     /// Its thread, until the daemon takes it to wait for its end.
     pub thread: Option<thread::JoinHandle<()>>,
 }
@@ -87,7 +89,7 @@ pub fn spawn(config: ShardConfig, notify: Arc<Notify>) -> io::Result<ShardHandle
     let thread = thread::Builder::new().name(format!("shard-{}", config.number)).spawn(move || {
         match Shard::new(&config, waker, theirs, shared) {
             Ok(shard) => {
-                let _ = made.send(Ok(()));
+                let _ = made.send(Ok(ThreadClock::of_this_thread()));
                 shard.run();
             }
             Err(error) => {
@@ -95,8 +97,8 @@ pub fn spawn(config: ShardConfig, notify: Arc<Notify>) -> io::Result<ShardHandle
             }
         }
     })?;
-    is_made.recv().unwrap_or_else(|_| Err(io::Error::other("the shard's thread ended at once")))?;
-    Ok(ShardHandle { mailbox: ours, stats, cpu, thread: Some(thread) })
+    let clock = is_made.recv().unwrap_or_else(|_| Err(io::Error::other("the shard's thread ended at once")))?;
+    Ok(ShardHandle { mailbox: ours, stats, cpu, clock, thread: Some(thread) })
 }
 
 impl Shard {

@@ -34,7 +34,7 @@ impl ShardStats {
         }
     }
 
-    /// The numbers of the shard with this number and CPU.
+    /// The numbers of the shard with this number and CPU; its load is not among what a shard knows.
     pub fn status(&self, shard: u32, cpu: Option<u32>) -> ShardStatus {
         let [links, sessions, turns, cf, cb, af, ab, skipped, exhausted, stale, chunks, blocked, faulty] =
             std::array::from_fn(|index| self.0[index].load(Relaxed));
@@ -52,6 +52,7 @@ impl ShardStats {
             chunks_in_use: chunks,
             links_blocked: blocked,
             faulty_peers: faulty,
+            ..ShardStatus::default()
         }
     }
 }
@@ -76,6 +77,7 @@ mod tests {
             chunks_in_use: 11,
             links_blocked: 12,
             faulty_peers: 13,
+            ..ShardStatus::default()
         };
         let stats = ShardStats::default();
         stats.store(&now);

@@ -77,6 +77,15 @@ pub struct ShardStatus {
     pub shard: u32,
     /// The CPU it is pinned to.
     pub cpu: Option<u32>,
+    /// CPU time its thread used, user and system, microseconds.
+    #[serde(default)]
+    pub cpu_us: u64,
+    /// Load that was measured, over some seconds, thousandths of one CPU.
+    #[serde(default)]
+    pub load_permille: u64,
+    /// Load that new VMs are still expected to bring, in the same unit. New VMs go by the sum of both.
+    #[serde(default)]
+    pub expected_permille: u64,
     /// VMs it serves.
     pub links: u64,
     /// Sessions it serves.

@@ -16,6 +16,7 @@ mod hello;
 mod lifecycle;
 mod lives;
 mod messages;
+mod placement;
 mod reclaims;
 mod scene;
 mod shims;

@@ -56,7 +56,8 @@ const DAEMON_GAUGES: [DaemonNumber; 4] = [
     ("open_fds", "Descriptors open", |s| s.open_fds),
 ];
 
-const SHARD_COUNTERS: [ShardNumber; 6] = [
+const SHARD_COUNTERS: [ShardNumber; 7] = [
+    ("shard_cpu_microseconds", "CPU time the shard's thread used, user and system", |s| s.cpu_us),
     ("turns", "Turns of the shard's loop", |s| s.turns),
     ("skipped_frames", "Frames from agents that no session wanted", |s| s.skipped_frames),
     ("buffers_exhausted", "Receives that found no free buffer", |s| s.buffers_exhausted),
@@ -65,7 +66,9 @@ const SHARD_COUNTERS: [ShardNumber; 6] = [
     ("faulty_peers", "Peers ended for breaking the protocol", |s| s.faulty_peers),
 ];
 
-const SHARD_GAUGES: [ShardNumber; 3] = [
+const SHARD_GAUGES: [ShardNumber; 5] = [
+    ("load_permille", "Load measured over some seconds, thousandths of one CPU", |s| s.load_permille),
+    ("expected_permille", "Load that new VMs are still expected to bring, likewise", |s| s.expected_permille),
     ("links", "VMs served", |s| s.links),
     ("sessions", "Sessions served", |s| s.sessions),
     ("chunks_in_use", "Chunks that hold what slow peers are owed", |s| s.chunks_in_use),
@@ -147,7 +150,8 @@ mod tests {
 
     #[test]
     fn the_text_has_every_series_once() {
-        let shard = |shard| ShardStatus { shard, to_client: Flow { frames: 5, bytes: 500 }, ..ShardStatus::default() };
+        let to_client = Flow { frames: 5, bytes: 500 };
+        let shard = |shard| ShardStatus { shard, to_client, cpu_us: 77, load_permille: 9, ..ShardStatus::default() };
         let vm = VmStatus { id: "a\"b".to_owned(), blocked_by: Some(7), ..VmStatus::default() };
         let status = Status { clients: 3, shards: vec![shard(0), shard(1)], vms: vec![vm], ..Status::default() };
         let text = render(status);
@@ -156,6 +160,9 @@ mod tests {
             "ringway_frames_total{shard=\"1\",direction=\"to_client\"} 5",
             "ringway_frame_bytes_total{shard=\"0\",direction=\"to_agent\"} 0",
             "ringway_turns_total{shard=\"0\"} 0",
+            "ringway_shard_cpu_microseconds_total{shard=\"1\"} 77",
+            "ringway_load_permille{shard=\"0\"} 9",
+            "ringway_expected_permille{shard=\"0\"} 0",
             "ringway_vm_blocked{vm=\"a\\\"b\"} 1",
             "# EOF",
         ] {
