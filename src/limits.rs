@@ -47,8 +47,11 @@ pub const AGENT_FRAME_CEILING: u32 = 10_240;
 /// Longest stream frame sent to a protocol 1 client, header included. cc-shim 2 refuses longer ones.
 pub const CC1_FRAME_MAX: u32 = 10_240;
 
-/// Most bytes in one send: one kernel buffer on an `AF_UNIX` stream, queued whole or not at all.
+/// Most bytes in one send to a client: one kernel buffer on an `AF_UNIX` stream, queued whole or not at all.
 pub const SEND_MAX: usize = 32 * 1024;
+
+/// Most bytes in one send to an agent. Agents read a stream and need no border kept, and more does not fit a socket.
+pub const AGENT_SEND_MAX: usize = 256 * 1024;
 
 /// Most pieces in one gathered send (`UIO_MAXIOV`).
 pub const SEND_PIECES_MAX: usize = 1_024;
@@ -63,7 +66,8 @@ pub const COPY_MAX: usize = 512;
 /// Bytes one session may owe its client before its VM's stream channel stops being read (`--session-buffer`).
 pub const SESSION_BUFFER: usize = 8 * 1024 * 1024;
 
-/// Bytes one session may owe its agent before its client stops being read.
+/// Bytes one session may owe its agent before its client stops being read. While the agent takes nothing its client
+/// stops at the first whole frame.
 pub const TO_AGENT_BUFFER: usize = 128 * 1024;
 
 /// Bytes a session may owe its agent before its shim stops being read: more than other clients', so that a signal
@@ -222,6 +226,7 @@ pub const GUEST_TERM_GRACE_MS: u64 = 1_000;
 /// `ringway agent`: milliseconds the host has to take the last output and statuses when everything ends.
 pub const GUEST_FLUSH_MS: u64 = 1_000;
 
+const _: () = assert!(SEND_MAX <= AGENT_SEND_MAX);
 const _: () = assert!(AGENT_FRAME_DEFAULT <= AGENT_FRAME_CEILING);
 const _: () = assert!(CC1_FRAME_MAX as usize <= SEND_MAX && AGENT_FRAME_CEILING as usize <= SEND_MAX);
 const _: () = assert!(CC2_RESPONSE_MAX as usize == CONTROL_REPLY_MAX);

@@ -15,6 +15,7 @@ mod wake;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::ptr;
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use nix::errno::Errno;
@@ -35,6 +36,10 @@ use crate::limits::{SPARE_CHUNKS, TO_AGENT_BUFFERS, TO_AGENT_BUFFERS_INCREMENTAL
 /// Submission and completion entries of a shard's ring.
 const SUBMISSIONS: u32 = 1_024;
 const COMPLETIONS: u32 = 8_192;
+
+/// A client read piece by piece: the bytes of a piece, and how few of them say that it does not send much any more.
+const PIECE_MOST: u32 = 32 * 1024;
+const PIECE_LEAST: usize = 4 * 1024;
 
 /// What a completion said.
 #[derive(Debug)]
@@ -67,6 +72,8 @@ pub struct Reactor {
     pub mem: Memory<BufPool>,
     sockets: Sockets,
     starved: Starved,
+    /// Sockets whose receive is armed when the turn begins.
+    due: Vec<SocketId>,
     /// Operations the kernel did not let into its full queue, oldest first.
     postponed: VecDeque<squeue::Entry>,
     #[expect(clippy::vec_box, reason = "the box moves into a slot and back; its address is the kernel's")]
@@ -143,6 +150,7 @@ impl Reactor {
             mem: Memory { leases, chunks: ChunkPool::default() },
             sockets: Sockets::new(sockets),
             starved: Starved::default(),
+            due: Vec::new(),
             postponed: VecDeque::new(),
             spare_sends: Vec::new(),
             waker,
@@ -167,9 +175,9 @@ impl Reactor {
     pub fn resume(&mut self, id: SocketId) {
         let Some(socket) = self.sockets.get(id) else { return };
         match socket.receive {
-            Receive::Off => self.arm_receive(id),
+            Receive::Off => self.receive_is_due(id),
             Receive::Stopping { .. } => socket.receive = Receive::Stopping { again: true },
-            Receive::Armed | Receive::Starved => {}
+            Receive::Due | Receive::Armed | Receive::Starved => {}
         }
     }
 
@@ -178,9 +186,13 @@ impl Reactor {
         let Some(socket) = self.sockets.get(id) else { return };
         match socket.receive {
             Receive::Armed => {
+                // Stopping costs a cancellation. A client that needs it once is read piece by piece for as long as it
+                // sends much: it can be stopped between two pieces for nothing.
+                socket.piecewise = socket.direction == Direction::ToAgent;
                 socket.receive = Receive::Stopping { again: false };
                 self.cancel(id, OpKind::Receive);
             }
+            Receive::Due => socket.receive = Receive::Off,
             Receive::Stopping { .. } => socket.receive = Receive::Stopping { again: false },
             Receive::Starved => {
                 socket.receive = Receive::Off;
@@ -268,6 +280,7 @@ impl Reactor {
     /// The kernel refused the ring itself, which a running daemon does not survive.
     pub fn turn(&mut self, wait: bool, events: &mut Vec<Event>) -> io::Result<()> {
         self.feed_starved();
+        self.arm_due();
         self.mem.leases.to_client.publish();
         self.mem.leases.to_agent.publish();
         let wait = self.queue_postponed() && wait;
@@ -364,8 +377,13 @@ impl Reactor {
         }
         let again = matches!(stopping, Receive::Armed | Receive::Stopping { again: true });
         match result {
-            1.. if again => self.arm_receive(id),
-            1.. => {}
+            1.. => {
+                let socket = self.sockets.current(id);
+                socket.piecewise &= usize::try_from(result).is_ok_and(|len| len >= PIECE_LEAST);
+                if again {
+                    self.receive_is_due(id);
+                }
+            }
             0 => events.push(Event::Ended(id, None)),
             error => match Errno::from_raw(-error) {
                 Errno::ENOBUFS if again => {
@@ -373,7 +391,7 @@ impl Reactor {
                     self.sockets.current(id).receive = Receive::Starved;
                     self.starved.of(direction).push_back(id);
                 }
-                Errno::ECANCELED if again => self.arm_receive(id),
+                Errno::ECANCELED if again => self.receive_is_due(id),
                 Errno::ENOBUFS | Errno::ECANCELED => {}
                 errno => events.push(Event::Ended(id, Some(errno))),
             },
@@ -429,11 +447,31 @@ impl Reactor {
         }
     }
 
+    fn receive_is_due(&mut self, id: SocketId) {
+        self.sockets.current(id).receive = Receive::Due;
+        self.due.push(id);
+    }
+
+    fn arm_due(&mut self) {
+        let mut due = std::mem::take(&mut self.due);
+        for id in due.drain(..) {
+            if self.sockets.get(id).is_some_and(|socket| socket.receive == Receive::Due) {
+                self.arm_receive(id);
+            }
+        }
+        self.due = due;
+    }
+
     fn arm_receive(&mut self, id: SocketId) {
         let socket = self.sockets.begin(id);
         socket.receive = Receive::Armed;
-        let group = buf_pool::group_id(socket.direction);
-        let entry = opcode::RecvMulti::new(types::Fixed(id.slot), group).build();
+        let (group, target) = (buf_pool::group_id(socket.direction), types::Fixed(id.slot));
+        let entry = if socket.piecewise {
+            let receive = opcode::Recv::new(target, ptr::null_mut(), PIECE_MOST).buf_group(group);
+            receive.build().flags(squeue::Flags::BUFFER_SELECT)
+        } else {
+            opcode::RecvMulti::new(target, group).build()
+        };
         // SAFETY: the operation writes to buffers of its group only, which `mem` keeps for as long as the ring lives.
         unsafe { self.submit(entry, id.tag(OpKind::Receive)) };
     }

@@ -32,6 +32,8 @@ impl SocketId {
 pub(super) enum Receive {
     /// None, on purpose.
     Off,
+    /// Wanted, and armed when the turn begins.
+    Due,
     /// In flight.
     Armed,
     /// It found no buffer and waits for one.
@@ -51,6 +53,8 @@ pub(super) struct Socket {
     pub(super) fd: OwnedFd,
     pub(super) direction: Direction,
     pub(super) receive: Receive,
+    /// Its receives end after one piece each, because it was stopped while it had more than its peer takes.
+    pub(super) piecewise: bool,
     pub(super) send: Option<Box<SendOp>>,
     pub(super) watched: bool,
     pub(super) closing: bool,
@@ -96,7 +100,16 @@ impl Sockets {
         assert_eq!(self.free.pop(), Some(slot), "the slot named last");
         let entry = &mut self.slots[slot as usize];
         let receive = Receive::Off;
-        let socket = Socket { fd, direction, receive, send: None, watched: false, closing: false, in_flight: 0 };
+        let socket = Socket {
+            fd,
+            direction,
+            receive,
+            piecewise: false,
+            send: None,
+            watched: false,
+            closing: false,
+            in_flight: 0,
+        };
         entry.socket = Some(socket);
         SocketId { slot, generation: entry.generation }
     }

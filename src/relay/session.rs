@@ -184,9 +184,14 @@ impl Session {
         self.to_client.ready() + self.shim.as_ref().map_or(0, |shim| shim.replies.ready())
     }
 
-    /// Bytes it may owe its agent before its client stops being read.
-    pub(super) fn input_bound(&self) -> usize {
-        if self.shim.is_some() { SHIM_INPUT_BUFFER } else { TO_AGENT_BUFFER }
+    /// Bytes it may owe its agent before its client stops being read; `sending` is its link's. Behind a send that
+    /// waits there is nothing to be gained by reading more, but for a shim's signals.
+    pub(super) fn input_bound(&self, sending: Sending) -> usize {
+        match sending {
+            _ if self.shim.is_some() => SHIM_INPUT_BUFFER,
+            Sending::Waiting(_) => 0,
+            _ => TO_AGENT_BUFFER,
+        }
     }
 
     /// Whether its shim asks more than is answered and read, so that no more of it is read.

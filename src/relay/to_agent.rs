@@ -9,7 +9,7 @@ use super::frames::{Face, FrameRun, Step};
 use super::link::InFlight;
 use super::plane::{Plane, after_send};
 use crate::buf::{BufView, Leases, Memory};
-use crate::limits::{SEND_MAX, SEND_PIECES_MAX};
+use crate::limits::{AGENT_SEND_MAX, SEND_PIECES_MAX};
 use crate::wire::admin::Flow;
 use crate::wire::hyper::FrameHeader;
 
@@ -146,16 +146,22 @@ impl Plane {
     /// Reads a paused client again once the agent has taken enough of what it sent. A frame that has not ended never
     /// holds it back: only reading can end it.
     pub(super) fn resume_client<L: Leases>(&mut self, mem: &Memory<L>, id: SessionId) {
-        let over = self.is_over_total(mem);
+        let (over, sending) = (self.is_over_total(mem), self.sending_of(id));
         let session = &mut self.sessions[id.0 as usize];
         let out = &session.to_agent;
-        let is_low = out.ready() == 0 || (out.bytes() <= session.input_bound() / 2 && !over);
+        let is_low = out.ready() == 0 || (out.bytes() <= session.input_bound(sending) / 2 && !over);
         if session.paused && is_low && !session.is_overasked() {
             session.paused = false;
             if session.state.has_input() {
                 self.effects.push(Effect::Resume(Peer::Client(id)));
             }
         }
+    }
+
+    /// The state of the send to a session's agent.
+    fn sending_of(&self, id: SessionId) -> Sending {
+        let link = self.sessions[id.0 as usize].link;
+        link.map_or(Sending::Idle, |link| self.links[link.0 as usize].sending)
     }
 
     pub(super) fn mark_link(&mut self, id: LinkId) {
@@ -198,8 +204,9 @@ impl Plane {
 
     /// Stops reading a client that sends faster than its agent takes, also when every try is taken whole.
     fn pause_client(&mut self, id: SessionId, over: bool) {
+        let sending = self.sending_of(id);
         let session = &mut self.sessions[id.0 as usize];
-        let full = session.to_agent.bytes() >= session.input_bound() || over;
+        let full = session.to_agent.bytes() >= session.input_bound(sending) || over;
         let is_full = (full && session.to_agent.ready() > 0) || session.is_overasked();
         if !session.paused && session.state.has_input() && is_full {
             session.paused = true;
@@ -227,7 +234,7 @@ impl Plane {
     /// Gathers whole frames of the sessions in turn, each its share, into one send.
     fn send_to_agent(&mut self, id: LinkId, wait: bool) {
         let link = &mut self.links[id.0 as usize];
-        let share = SEND_MAX / link.queue.len().max(1);
+        let share = AGENT_SEND_MAX / link.queue.len().max(1);
         let begin = self.views.len();
         let mut total = 0;
         while let Some(&next) = link.queue.front() {
@@ -235,7 +242,7 @@ impl Plane {
             let mark = self.views.len();
             let bytes = session.to_agent.plan(&self.arena, share, &mut self.views);
             let pieces = self.views.len() - begin;
-            if total > 0 && (total + bytes > SEND_MAX || pieces > SEND_PIECES_MAX) {
+            if total > 0 && (total + bytes > AGENT_SEND_MAX || pieces > SEND_PIECES_MAX) {
                 self.views.truncate(mark);
                 break;
             }

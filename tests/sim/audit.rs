@@ -91,7 +91,7 @@ impl World {
             assert!(is_due, "client {index} is paused for nothing");
         }
         let floods = client.to_agent.behind() >= bound || client.is_overasked();
-        if open && client.speaks && !self.agents[client.agent].doomed && floods {
+        if open && client.speaks && client.socket.heard && !self.agents[client.agent].doomed && floods {
             assert!(paused, "client {index} floods its agent and is read");
         }
     }

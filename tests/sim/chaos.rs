@@ -3,8 +3,7 @@
 //! The asymmetry to know: agents and clients write frames whenever there is room, but what goes wrong is rare, or
 //! no world would live long enough to be interesting.
 
-use ringway::limits::SEND_MAX;
-
+use crate::kernel::UNIX_PIECE;
 use crate::model::{HEADER, frame, header};
 use crate::peers::At;
 use crate::random::{PAYLOAD_MAX, payload};
@@ -190,7 +189,7 @@ impl World {
             let silent = self.random.percent(50);
             let socket = self.socket(at);
             socket.reads = !socket.closed;
-            socket.room = socket.room.max(SEND_MAX);
+            socket.room = socket.room.max(UNIX_PIECE);
             let rest = std::mem::take(&mut socket.half);
             if !(silent || socket.shut) {
                 socket.inbox.extend(rest);

@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use ringway::buf::Source;
-use ringway::limits::{CHUNK_LEN, SEND_MAX, SEND_PIECES_MAX};
+use ringway::limits::{AGENT_SEND_MAX, CHUNK_LEN, SEND_MAX, SEND_PIECES_MAX};
 use ringway::relay::{Effect, Gone, Peer, Report};
 
 use crate::model::{HEADER, length_at, seq_at};
@@ -41,7 +41,10 @@ impl World {
             }
             At::Client(index) => {
                 assert!(self.clients[index].speaks, "{at:?} sends nothing and is paused");
-                self.clients[index].input_is_full()
+                let client = &self.clients[index];
+                let agent = &self.agents[client.agent].socket;
+                let stuck = agent.send.as_ref().is_some_and(|send| send.wait) && client.shim.is_none();
+                client.input_is_full() || (stuck && client.to_agent.whole() > 0)
             }
         };
         assert!(due || over, "{at:?} paused below the bound");
@@ -144,7 +147,8 @@ impl World {
             }
             At::Client(index) => self.plan_to_client(index, &bytes),
         };
-        assert!(!bytes.is_empty() && bytes.len() <= SEND_MAX, "a send of {} bytes", bytes.len());
+        let most = if matches!(at, At::Agent(_)) { AGENT_SEND_MAX } else { SEND_MAX };
+        assert!(!bytes.is_empty() && bytes.len() <= most, "a send of {} bytes", bytes.len());
         views.iter().for_each(|view| self.mem.retain(view.source));
         let socket = self.socket(at);
         assert!(socket.open && socket.send.is_none(), "{at:?} has a send in flight or is closed");

@@ -12,6 +12,9 @@ use crate::world::{Step, World};
 /// Receives of one turn and peer while nothing is held back.
 const EAGER: usize = 4;
 
+/// What an `AF_UNIX` stream queues at once: a longer send is cut there, a shorter one is taken whole or not at all.
+pub(crate) const UNIX_PIECE: usize = 36_544;
+
 impl World {
     /// What the kernel and the readers do before a turn.
     pub(crate) fn run_kernel(&mut self) {
@@ -129,17 +132,11 @@ impl World {
         }
         let left = send.total - send.moved;
         let fits = left.min(socket.room - socket.unread);
+        let whole = if socket.unix && fits < left { fits / UNIX_PIECE * UNIX_PIECE } else { fits };
         let now = match (socket.unix, short) {
-            (true, true) => 0,
-            (true, false) => {
-                if fits == left {
-                    left
-                } else {
-                    0
-                }
-            }
-            (false, true) => fits * fraction / 100,
-            (false, false) => fits,
+            (true, true) => whole * fraction / 100 / UNIX_PIECE * UNIX_PIECE,
+            (false, true) => whole * fraction / 100,
+            (_, false) => whole,
         };
         self.progress += u64::from(now > 0);
         self.take(at, now);

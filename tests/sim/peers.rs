@@ -72,6 +72,8 @@ pub(crate) struct Socket {
     pub(crate) late: usize,
     /// Waits for a receive buffer.
     pub(crate) starved: bool,
+    /// Bytes of it have been received: one that says nothing need not be stopped.
+    pub(crate) heard: bool,
     /// Its end has been received.
     pub(crate) ended: bool,
     pub(crate) watched: bool,
@@ -95,6 +97,7 @@ impl Socket {
             paused: false,
             late: 0,
             starved: false,
+            heard: false,
             ended: false,
             watched: false,
             arrived: VecDeque::new(),

@@ -2,7 +2,7 @@
 //!
 //! The asymmetry to know: a seed draws extremes more often than the middle, because bugs live there.
 
-use ringway::limits::SEND_MAX;
+use crate::kernel::UNIX_PIECE;
 use ringway::relay::Tuning;
 
 use crate::leases::GroupShape;
@@ -137,5 +137,5 @@ fn random_tuning(random: &mut Random) -> Tuning {
 }
 
 fn room(random: &mut Random, unix: bool) -> usize {
-    if unix { random.between(SEND_MAX, 3 * SEND_MAX) } else { random.pick(&[1, 50, 500, 5_000, 50_000]) }
+    if unix { random.between(UNIX_PIECE, 3 * UNIX_PIECE) } else { random.pick(&[1, 50, 500, 5_000, 50_000]) }
 }

@@ -8,6 +8,7 @@ use ringway::limits::{CHUNK_LEN, SEND_MAX, SHIM_AT_RISK};
 use ringway::relay::{Gone, Peer, Report, Sent};
 use ringway::wire::cc2::{Kind, Stream};
 
+use crate::kernel::UNIX_PIECE;
 use crate::model::{HEADER, Look, length_at};
 use crate::peers::{At, SendOp, Socket};
 use crate::shim::{COMMAND, Current, LOG, NOTIFICATION, STDIN, STREAM, Shim, Token};
@@ -28,7 +29,7 @@ impl World {
         self.next_connection += 1;
         self.note(Step::Order(format!("connect {connection}"), index));
         let client = &mut self.clients[index];
-        let room = self.shape.client_room.max(SEND_MAX);
+        let room = self.shape.client_room.max(UNIX_PIECE);
         let shim = client.shim.as_mut().expect("a session with a token");
         let free = shim.connection.is_none() && !shim.released && !shim.leaving && !self.agents[client.agent].doomed;
         if free {

@@ -298,6 +298,7 @@ impl World {
 
     fn deliver_bytes(&mut self, at: At, view: ringway::buf::BufView) {
         let bytes = self.mem.bytes(view).to_vec();
+        self.socket(at).heard = true;
         match at {
             At::Agent(index) => self.expect_from_agent(index, &bytes),
             At::Client(index) => self.expect_from_client(index, &bytes),
