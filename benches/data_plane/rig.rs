@@ -1,7 +1,8 @@
 //! A plane between one agent and its clients: receive buffers of plain memory, and sends that end as the caller says.
 //!
-//! It drives the plane in the order a shard does, and allocates nothing once its lists have grown. The asymmetry to
-//! know: [`Rig::load`] plays the kernel and is not part of what is measured, [`Rig::turn`] is.
+//! It drives the plane in the order a shard does, and allocates nothing once its lists have grown. The allocation test
+//! (`tests/allocations/`) drives the same rig. The asymmetry to know: [`Rig::load`] plays the kernel and is not part
+//! of what is measured, [`Rig::turn`] is.
 
 use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
