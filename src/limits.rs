@@ -108,8 +108,13 @@ pub const SESSIONS_PER_VM: usize = 8_192;
 /// Bytes of owned memory all sessions of the daemon may hold together (`--total-buffer`).
 pub const TOTAL_BUFFER: usize = 1024 * 1024 * 1024;
 
-/// Free chunks a shard keeps for reuse; what is freed beyond goes back to the allocator.
-pub const SPARE_CHUNKS: usize = 32;
+/// Free chunks a shard keeps for reuse (8 MiB); what is freed beyond goes back to the allocator.
+///
+/// One for each session that small frames are copied for in one turn, so that as many sessions cost no allocation.
+pub const SPARE_CHUNKS: usize = 256;
+
+/// Messages of ended sends a shard keeps for reuse: as many as its ring's submission queue holds.
+pub const SPARE_SENDS: usize = 1_024;
 
 /// Receive buffers of the to-client direction, per shard: count and bytes of each (together 512 KiB, inside L2).
 pub const TO_CLIENT_BUFFERS: (u16, u32) = (8, 64 * 1024);

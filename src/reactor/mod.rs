@@ -31,7 +31,7 @@ pub use self::wake::Waker;
 use self::send_op::SendOp;
 use self::sockets::{Receive, Sockets};
 use crate::buf::{BufView, ChunkPool, Direction, Memory};
-use crate::limits::{SPARE_CHUNKS, TO_AGENT_BUFFERS, TO_AGENT_BUFFERS_INCREMENTAL, TO_CLIENT_BUFFERS};
+use crate::limits::{SPARE_SENDS, TO_AGENT_BUFFERS, TO_AGENT_BUFFERS_INCREMENTAL, TO_CLIENT_BUFFERS};
 
 /// Submission and completion entries of a shard's ring.
 const SUBMISSIONS: u32 = 1_024;
@@ -40,6 +40,8 @@ const COMPLETIONS: u32 = 8_192;
 /// A client read piece by piece: the bytes of a piece, and how few of them say that it does not send much any more.
 const PIECE_MOST: u32 = 32 * 1024;
 const PIECE_LEAST: usize = 4 * 1024;
+
+const _: () = assert!(SPARE_SENDS == SUBMISSIONS as usize);
 
 /// What a completion said.
 #[derive(Debug)]
@@ -403,7 +405,7 @@ impl Reactor {
         let closing = socket.closing;
         if let Some(mut op) = socket.send.take() {
             op.unload(&mut self.mem);
-            if self.spare_sends.len() < SPARE_CHUNKS {
+            if self.spare_sends.len() < SPARE_SENDS {
                 self.spare_sends.push(op);
             }
         }
