@@ -13,6 +13,7 @@ mod floor;
 mod load;
 mod machine;
 mod measure;
+mod neighbour;
 mod pattern;
 mod plot;
 mod report;

@@ -136,7 +136,7 @@ pub(crate) struct Rig {
 }
 
 /// How far each session is in one direction.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Ends {
     pub(crate) sent: Vec<Position>,
     pub(crate) received: Vec<Position>,
@@ -208,18 +208,7 @@ impl Rig {
     ) -> Rig {
         let pattern = Pattern::new();
         let (to_client, to_agent) = (Ends::new(seqs.len()), Ends::new(seqs.len()));
-        Rig {
-            subject,
-            vms,
-            clients,
-            seqs,
-            pattern,
-            to_client,
-            to_agent,
-            saturation: None,
-            _host: host,
-            _floor: floor,
-        }
+        Rig { subject, vms, clients, seqs, pattern, to_client, to_agent, saturation: None, _host: host, _floor: floor }
     }
 
     /// Runs a load in one direction.

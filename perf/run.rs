@@ -103,7 +103,10 @@ impl Run {
     ) -> Result<Sample> {
         let mut rig = match place.take() {
             Some(rig) => rig,
-            None => Rig::set_up(contestant, shape, self.choice.logs.as_ref()).context("setting up")?,
+            None => {
+                let contestant = workload.variant_of(contestant);
+                Rig::set_up(&contestant, shape, self.choice.logs.as_ref()).context("setting up")?
+            }
         };
         let sample = workload.sample(&mut rig, payload, &self.choice)?;
         *place = Some(rig);

@@ -9,7 +9,7 @@ use crate::load::Plan;
 use crate::measure::{Observed, Subject, Window};
 use crate::report::{Better, Sample};
 use crate::rig::{Contestant, Direction, Rig, Shape};
-use crate::{churn, echo};
+use crate::{churn, echo, neighbour};
 
 /// Bytes a session gets whose client reads nothing.
 const STUCK_BYTES: u64 = 1024 * 1024;
@@ -33,6 +33,8 @@ pub(crate) enum Workload {
     EchoHalf,
     /// As out, with one session that gets 1 MiB and reads nothing: what the others get
     Slow,
+    /// Round trips at a fixed, modest rate, alone and beside another VM that floods both ways: latency
+    Neighbour,
     /// VMs with idle sessions: memory, descriptors, time to set up
     Density,
     /// VMs registered, pinged and unregistered, by one client and by eight at once
@@ -78,6 +80,7 @@ impl Workload {
             Workload::Control => return vec![shape(1, 0), shape(8, 0)],
             Workload::Storm => return vec![shape(16, 0)],
             Workload::Slow => return vec![shape(1, 2), shape(1, 16)],
+            Workload::Neighbour => return neighbour::shapes(choice),
             Workload::Echo | Workload::EchoHalf => vec![shape(1, 1), shape(1, 16), shape(16, 16)],
             _ => vec![shape(1, 1), shape(1, 16), shape(16, 16), shape(64, 4)],
         };
@@ -94,7 +97,7 @@ impl Workload {
             Workload::Out | Workload::In => &[64, 1024, 4096, 10_228, 32 * 1024, 128 * 1024],
             Workload::OutSingle => &[64, 1024, 4096, 10_228],
             Workload::InSingle => &[64, 1024, 4084, 10_228],
-            Workload::Echo | Workload::EchoHalf => &[64, 4084],
+            Workload::Echo | Workload::EchoHalf | Workload::Neighbour => &[64, 4084],
             Workload::Slow => return vec![1024],
             Workload::Density | Workload::Control | Workload::Storm => return vec![0],
         };
@@ -110,6 +113,14 @@ impl Workload {
         matches!(contestant, Contestant::Daemon(_)) || (self.is_load() && self != Workload::Slow)
     }
 
+    /// A contestant as it takes part: `neighbour` is about one shard.
+    pub(crate) fn variant_of(self, contestant: &Contestant) -> Contestant {
+        match contestant {
+            Contestant::Daemon(spec) if self == Workload::Neighbour => Contestant::Daemon(spec.on_one_shard()),
+            other => other.clone(),
+        }
+    }
+
     /// Takes a sample of a load.
     pub(crate) fn sample(self, rig: &mut Rig, payload: usize, choice: &Choice) -> Result<Sample> {
         let window = &choice.window;
@@ -122,6 +133,7 @@ impl Workload {
                 sample
             }
             Workload::Slow => return slow(rig, payload, window),
+            Workload::Neighbour => return neighbour::run(rig, payload, window),
             _ => self.transfer(rig, payload, window).map(|seen| of_frames(&seen, payload))?,
         };
         if choice.count && matches!(rig.subject, Subject::Process(_)) {
@@ -143,7 +155,7 @@ impl Workload {
             Workload::InSingle => (Direction::ToAgent, true),
             _ => anyhow::bail!("{} moves no frames", self.name()),
         };
-        rig.transfer(direction, Plan { payload, single, stuck: None }, window)
+        rig.transfer(direction, Plan { payload, single, stuck: None, gives_way: false }, window)
     }
 
     /// Takes a sample of what is no load.
@@ -178,7 +190,7 @@ fn saturation(rig: &mut Rig, payload: usize, window: &Window) -> Result<f64> {
 
 /// What the other sessions of a VM get while one does not read, and while it does.
 fn slow(rig: &mut Rig, payload: usize, window: &Window) -> Result<Sample> {
-    let plan = Plan { payload, single: false, stuck: None };
+    let plan = Plan { payload, single: false, stuck: None, gives_way: false };
     let even = rig.transfer(Direction::ToClient, plan, window)?;
     let slow = rig.transfer(Direction::ToClient, Plan { stuck: Some(STUCK_BYTES), ..plan }, window)?;
     Ok(vec![

@@ -31,8 +31,19 @@ fn the_harness_measures_reports_and_compares() {
     let (harness, dir) = (harness(), tempfile::tempdir().unwrap());
     let out = dir.path().to_str().unwrap();
     let daemons = ["--daemon", "ringway", "--daemon", "ringway,protocol=2"];
-    let workloads =
-        ["out", "in", "out-single", "in-single", "echo", "echo-half", "slow", "density", "control", "storm"];
+    let workloads = [
+        "out",
+        "in",
+        "out-single",
+        "in-single",
+        "echo",
+        "echo-half",
+        "slow",
+        "neighbour",
+        "density",
+        "control",
+        "storm",
+    ];
     let flags = ["--quick", "--seconds", "0.1", "--shapes", "2x3", "--vms", "4", "--patience", "60", "--out", out];
     let done = run(&harness, &[&["run"], &workloads[..], &daemons, &flags].concat());
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
