@@ -1,9 +1,9 @@
 //! One VM beside another that floods: whether a daemon lets one starve the other.
 //!
 //! The first VM's sessions make small round trips, one after the other, at a fixed rate that any daemon can keep up
-//! with. The last VM's agent and clients meanwhile send batches to each other as fast as they are taken, all
-//! compared like any load; the flood's threads give way to the round trips', so that these wait for the daemon and not for
-//! the generator. The same round trips without the flood come first, in the same sample.
+//! with. The last VM's agent and clients meanwhile send batches to each other as fast as they are taken, all compared
+//! like any load; the flood's threads give way to the round trips', so that these wait for the daemon and not for the
+//! generator. The same round trips without the flood come first, in the same sample.
 
 use std::sync::atomic::Ordering;
 use std::time::Instant;
