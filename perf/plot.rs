@@ -89,7 +89,7 @@ fn charts<'a>(report: &'a Report, entries: &[&'a Entry]) -> Vec<(String, Chart<'
         axis: String::new(),
         series: report.about.contestants.iter().map(|c| Series { name: &c.name, role: c.role, runs: vec![] }).collect(),
     };
-    for (measure, file, title) in BY_PAYLOAD.iter().filter(|_| payloads.len() > 2).filter(|(name, ..)| has(name)) {
+    for (measure, file, title) in BY_PAYLOAD.iter().filter(|_| payloads.len() > 1).filter(|(name, ..)| has(name)) {
         charts.push(((*file).to_owned(), chart(title, "").by_payload(entries, &payloads, measure)));
     }
     for &payload in &payloads {
@@ -133,7 +133,8 @@ struct Chart<'a> {
 }
 
 fn spread(measure: &Measure) -> Option<[f64; 3]> {
-    (measure.max > 0.0).then_some([measure.median, measure.min, measure.max])
+    let spread = [measure.median, measure.min, measure.max];
+    (measure.max > 0.0 && spread.iter().all(|value| value.is_finite())).then_some(spread)
 }
 
 impl<'a> Chart<'a> {
