@@ -108,7 +108,9 @@ fn charts<'a>(report: &'a Report, entries: &[&'a Entry]) -> Vec<(String, Chart<'
             charts.push((format!("{file}{at}"), chart(title, &more).single(&entries, measure)));
         }
     }
-    charts.retain(|(_, chart)| chart.points().next().is_some());
+    // System calls of daemons are counted on demand only; a floor's alone say nothing.
+    charts.retain(|(_, chart)| chart.series.iter().any(|series| series.role != Role::Floor));
+    charts.retain(|(_, chart)| chart.points().any(|(_, [median, ..])| *median > 0.0));
     charts
 }
 
@@ -134,7 +136,7 @@ struct Chart<'a> {
 
 fn spread(measure: &Measure) -> Option<[f64; 3]> {
     let spread = [measure.median, measure.min, measure.max];
-    (measure.max > 0.0 && spread.iter().all(|value| value.is_finite())).then_some(spread)
+    spread.iter().all(|value| value.is_finite()).then_some(spread)
 }
 
 impl<'a> Chart<'a> {
