@@ -87,6 +87,15 @@ impl Spec {
         self.program.is_none()
     }
 
+    /// The same with one shard, where it is this build's own and does not say how many it has.
+    pub(crate) fn on_one_shard(&self) -> Spec {
+        let mut spec = self.clone();
+        if self.is_own() && !self.args.iter().any(|arg| arg.starts_with("--shards")) {
+            spec.args.extend(["--shards".to_owned(), "1".to_owned()]);
+        }
+        spec
+    }
+
     /// The command, with the listener as its standard input where it is activated.
     fn command(&self, socket: &Path) -> Result<Command> {
         let path = socket;
@@ -199,8 +208,11 @@ mod tests {
     fn daemons_are_read() {
         let own: Spec = "ringway --shards 1".parse().unwrap();
         assert_eq!((own.name.as_str(), own.protocol, own.is_own()), ("ringway", Protocol::One, true));
+        assert_eq!(own.on_one_shard(), own);
+        assert_eq!("ringway".parse::<Spec>().unwrap().on_one_shard(), own);
         let peer: Spec = "old=cmd:/opt/cc-proxy -uri=a -socket-path {socket},protocol=2".parse().unwrap();
         assert_eq!((peer.name.as_str(), peer.protocol), ("old", Protocol::Two));
+        assert_eq!(peer.on_one_shard(), peer);
         assert_eq!(peer.shown(), "cc-proxy -uri=a -socket-path {socket}");
         let unnamed: Spec = "cmd:/opt/cc-proxy --socket={socket}".parse().unwrap();
         assert_eq!(unnamed.name, "cc-proxy");

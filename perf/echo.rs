@@ -20,8 +20,8 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::time::TimeSpec;
 
 use crate::load::{Lane, Source, wait};
-use crate::measure::{Observed, Progress, Stall, Window, observe};
-use crate::pattern::{Comparison, READ_MAX};
+use crate::measure::{Observed, Progress, Stall, Subject, Window, observe};
+use crate::pattern::{Comparison, Pattern, READ_MAX};
 use crate::rig::{Ends, Rig};
 
 /// Longest latency told apart, nanoseconds.
@@ -37,15 +37,32 @@ pub(crate) struct Trips {
     pub(crate) latency: Histogram<u64>,
 }
 
+/// Who sends round trips, and who sends them back. The clients' lanes are those of the first sessions.
+#[derive(Debug)]
+pub(crate) struct Sides<'a> {
+    pub(crate) subject: &'a Subject,
+    pub(crate) agents: &'a mut [Lane],
+    pub(crate) clients: &'a mut [Lane],
+    pub(crate) seqs: &'a [u64],
+    pub(crate) pattern: &'a Pattern,
+    pub(crate) ends: &'a mut Ends,
+}
+
 /// Runs round trips of `payload` bytes over a window; `rate` paces them, in round trips per second of all sessions.
 pub(crate) fn run(rig: &mut Rig, payload: usize, rate: Option<f64>, window: &Window) -> Result<Trips> {
-    let progress = Progress::default();
     let Rig { subject, vms, clients, seqs, pattern, to_agent, .. } = rig;
-    let agents: &mut [Lane] = vms;
+    let sides = Sides { subject, agents: vms, clients, seqs, pattern, ends: to_agent };
+    run_between(sides, payload, rate, window)
+}
+
+/// As [`run`], between some of a rig's VMs and clients.
+pub(crate) fn run_between(sides: Sides<'_>, payload: usize, rate: Option<f64>, window: &Window) -> Result<Trips> {
+    let progress = Progress::default();
+    let Sides { subject, agents, clients, seqs, pattern, ends } = sides;
     thread::scope(|scope| {
         let echoing = scope.spawn(|| progress.run(|| agents_echo(agents, &progress)));
         // What comes back is what was sent, so it is at the positions of the direction it was sent in.
-        let Ends { sent, received } = to_agent;
+        let Ends { sent, received } = ends;
         let source = Source { pattern, seqs, positions: sent };
         let compare = Comparison { pattern, positions: received };
         let asking = Asking::new(clients, source, compare, Load { payload, rate });
@@ -139,9 +156,9 @@ struct Asking<'a> {
 impl<'a> Asking<'a> {
     fn new(lanes: &'a mut [Lane], source: Source<'a>, compare: Comparison<'a>, load: Load) -> Result<Asking<'a>> {
         let now = Instant::now();
-        let sessions = compare.positions.len();
         let numbered = lanes.iter().enumerate();
-        let lane_of = numbered.flat_map(|(at, lane)| lane.sessions.clone().map(move |_| at)).collect();
+        let lane_of: Vec<_> = numbered.flat_map(|(at, lane)| lane.sessions.clone().map(move |_| at)).collect();
+        let sessions = lane_of.len();
         let step = load.rate.map(|rate| Duration::from_secs_f64(1.0 / rate.max(1.0)));
         let pace = step.map(|step| Pace { next: now, step, session: 0 });
         let due = || if pace.is_none() { VecDeque::from([now]) } else { VecDeque::new() };

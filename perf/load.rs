@@ -11,10 +11,12 @@ use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::ops::Range;
 use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering;
 use std::thread;
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
@@ -46,6 +48,12 @@ impl Lane {
         socket.set_nonblocking(true)?;
         let scanner = Scanner::new(dialect, Directory::new(seqs, sessions.start), sessions.start);
         Ok(Lane { socket, sessions, dialect, scanner, batch: Vec::new(), left: 0, turn: 0 })
+    }
+
+    /// Another lane on the same socket, to use it in both directions at once. Both must be between frames.
+    pub(crate) fn twin(&self) -> Result<Lane> {
+        let (socket, sessions, scanner) = (self.socket.try_clone()?, self.sessions.clone(), self.scanner.clone());
+        Ok(Lane { socket, sessions, dialect: self.dialect, scanner, batch: Vec::new(), left: 0, turn: 0 })
     }
 
     /// Reads once into `buffer`; `None` when there is nothing.
@@ -110,6 +118,20 @@ pub(crate) struct Plan {
     pub(crate) single: bool,
     /// Session 0 gets this much and no more, and its client reads nothing before the end.
     pub(crate) stuck: Option<u64>,
+    /// Its threads give way to all others, so that what else is measured waits for the daemon and not for them.
+    pub(crate) gives_way: bool,
+}
+
+impl Plan {
+    /// Gives this thread the least priority where the plan wants it.
+    fn give_way(&self) -> Result<()> {
+        if self.gives_way {
+            let thread = nix::unistd::gettid().to_string();
+            let renice = Command::new("renice").args(["-n", "19", "-p", &thread]).stdout(Stdio::null()).status();
+            ensure!(renice.context("renice")?.success(), "renice could not make a thread give way");
+        }
+        Ok(())
+    }
 }
 
 /// One direction between two sides.
@@ -125,21 +147,50 @@ pub(crate) struct Flow<'a> {
 
 /// Runs a load over a window, and until all of it has arrived.
 pub(crate) fn transfer(subject: &Subject, flow: Flow<'_>, plan: Plan, window: &Window) -> Result<Observed> {
-    let progress = Progress::default();
-    let Flow { pattern, seqs, senders, receivers, sent, received } = flow;
-    let source = Source { pattern, seqs, positions: sent };
-    let compare = Comparison { pattern, positions: received };
+    run_beside([flow], plan, window.patience, |[progress]| observe(subject, window, progress))
+}
+
+/// Runs loads for as long as something else takes, and until all that was sent has arrived.
+pub(crate) fn run_beside<const N: usize, T>(
+    flows: [Flow<'_>; N],
+    plan: Plan,
+    patience: Duration,
+    meanwhile: impl FnOnce(&[Progress; N]) -> Result<T>,
+) -> Result<T> {
+    let progress = [(); N].map(|()| Progress::default());
     thread::scope(|scope| {
-        let sending = scope.spawn(|| progress.run(|| send(senders, source, plan, &progress)));
-        let receive = Receive { plan, progress: &progress, stall: Stall::new(window.patience) };
-        let receiving = scope.spawn(|| progress.run(|| receive.run(receivers, compare)));
-        let observed = observe(subject, window, &progress);
-        let received = receiving.join().unwrap_or_else(|_| bail!("the receiver panicked"));
-        Progress::set(&progress.abort);
-        let sent = sending.join().unwrap_or_else(|_| bail!("the sender panicked"));
-        // The sender's failure first: the receiver then only gave up.
-        sent.and(received)?;
-        observed
+        let mut threads = Vec::with_capacity(N);
+        for (flow, progress) in flows.into_iter().zip(&progress) {
+            let Flow { pattern, seqs, senders, receivers, sent, received } = flow;
+            let source = Source { pattern, seqs, positions: sent };
+            let compare = Comparison { pattern, positions: received };
+            let sending = scope.spawn(move || {
+                progress.run(|| {
+                    plan.give_way()?;
+                    send(senders, source, plan, progress)
+                })
+            });
+            let receive = Receive { plan, progress, stall: Stall::new(patience) };
+            let receiving = scope.spawn(move || {
+                progress.run(|| {
+                    plan.give_way()?;
+                    receive.run(receivers, compare)
+                })
+            });
+            threads.push((progress, sending, receiving));
+        }
+        let done = meanwhile(&progress);
+        progress.iter().for_each(|progress| Progress::set(&progress.stop));
+        let mut ends = Vec::with_capacity(N);
+        for (progress, sending, receiving) in threads {
+            let received = receiving.join().unwrap_or_else(|_| bail!("the receiver panicked"));
+            Progress::set(&progress.abort);
+            let sent = sending.join().unwrap_or_else(|_| bail!("the sender panicked"));
+            // The sender's failure first: the receiver then only gave up.
+            ends.push(sent.and(received));
+        }
+        ends.into_iter().collect::<Result<()>>()?;
+        done
     })
 }
 

@@ -13,11 +13,14 @@ mod floor;
 mod load;
 mod machine;
 mod measure;
+mod neighbour;
 mod pattern;
 mod plot;
 mod report;
 mod rig;
 mod run;
+mod targets;
+mod verdict;
 mod vms;
 mod workloads;
 
@@ -30,7 +33,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 use daemons::Spec;
 use measure::Window;
-use report::{About, Described, Report};
+use report::{About, Described, Report, Role};
 use rig::{Contestant, Shape};
 use run::Run;
 use workloads::{Choice, Workload};
@@ -52,20 +55,29 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Task {
-    /// Measure, and write results.json, results.md and plots
+    /// Measure, and write results as JSON, as tables and as plots
     Run(RunFlags),
-    /// Print the ratios between two results.json, B to A, and fail when one is worse than the threshold
+    /// Print the ratios between two reports, B to A; fails when one is worse than the threshold, or in one report only
     Compare {
         /// What was
         a: PathBuf,
         /// What is now
         b: PathBuf,
-        /// By how much anything may be worse: 1.1 is ten percent
-        #[arg(long, default_value_t = 1.1)]
-        threshold: f64,
-        /// Compare this contestant only; may be given several times [default: all]
+        #[command(flatten)]
+        flags: compare::Flags,
+    },
+    /// Write a report's tables and plots again, beside it
+    Render { results: PathBuf },
+    /// Hold reports against the targets; fails when one does not hold, or was not measured
+    Verdict {
+        #[arg(required = true)]
+        results: Vec<PathBuf>,
+        /// Judge this contestant only; may be given several times [default: all daemons of our own]
         #[arg(long, value_name = "NAME")]
         only: Vec<String>,
+        /// Do not fail because of targets that were not measured
+        #[arg(long)]
+        allow_missing: bool,
     },
     /// List the workloads
     List,
@@ -141,10 +153,15 @@ fn main() -> ExitCode {
 fn perform(task: Task) -> Result<ExitCode> {
     match task {
         Task::Run(flags) => run(flags),
-        Task::Compare { a, b, threshold, only } => {
-            let worse = compare::run(&a, &b, threshold, &only)?;
-            Ok(if worse == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        Task::Compare { a, b, flags } => Ok(status(compare::run(&a, &b, &flags)?)),
+        Task::Render { results } => {
+            let report = Report::read(&results)?;
+            let folder = results.parent().context("a report is in a folder")?;
+            report.write(folder)?;
+            plot::write(&report, folder)?;
+            Ok(ExitCode::SUCCESS)
         }
+        Task::Verdict { results, only, allow_missing } => Ok(status(verdict::run(&results, &only, allow_missing)?)),
         Task::List => {
             for workload in Workload::value_variants() {
                 println!("{:12} {}", workload.name(), workload.help());
@@ -152,6 +169,10 @@ fn perform(task: Task) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+fn status(is_well: bool) -> ExitCode {
+    if is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn run(flags: RunFlags) -> Result<ExitCode> {
@@ -197,7 +218,7 @@ fn run(flags: RunFlags) -> Result<ExitCode> {
     print!("{}", report.markdown()?);
     println!("\nWritten to {}.", folder.display());
     let has_failed = report.results.iter().any(|entry| !entry.failures.is_empty());
-    Ok(if has_failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(status(!has_failed))
 }
 
 /// The daemons, built where they are this build's own, and the floors.
@@ -241,6 +262,11 @@ fn density(wanted: usize, notes: &mut Vec<String>) -> Result<usize> {
 fn about(contestants: &[Contestant], pin: Placement, seconds: f64, rounds: usize, notes: Vec<String>) -> Result<About> {
     let described = |contestant: &Contestant| Described {
         name: contestant.name().to_owned(),
+        role: match contestant {
+            Contestant::Daemon(spec) if spec.is_own() => Role::Own,
+            Contestant::Daemon(_) => Role::Peer,
+            Contestant::Floor(_) => Role::Floor,
+        },
         command: match contestant {
             Contestant::Daemon(spec) => format!("`{}`, protocol {}", spec.shown(), spec.protocol),
             Contestant::Floor(floor::Kind::Copy) => "bytes copied and not looked at".to_owned(),

@@ -2,8 +2,9 @@
 //!
 //! CPU time of a process is the sum of its threads' `schedstat`, in nanoseconds; what threads used that have ended
 //! since is only in `stat`, whose clock ticks are coarse, so `stat` is taken where it is clearly the larger.
-//! Never measures the generator.
+//! What the generator used in that time, this process without the floor under test, is told beside it.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -12,6 +13,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike;
 use nix::unistd::{SysconfVar, sysconf};
 
 /// How far `stat` must be ahead of the threads' sum before it is believed: several clock ticks.
@@ -28,24 +31,56 @@ pub(crate) enum Subject {
     Thread(i32, Arc<AtomicU64>),
 }
 
-/// What a subject has used since its start.
-#[derive(Debug, Clone, Copy)]
+/// What a subject, and the generator, have used since their start.
+#[derive(Debug)]
 struct Used {
     threads_ns: u64,
     process_ns: u64,
     syscalls: Option<u64>,
+    generator: Generator,
+}
+
+/// What this process has used since its start, without the floor under test.
+#[derive(Debug)]
+struct Generator {
+    /// With threads that have ended.
+    total_ns: u64,
+    /// Each thread, by its ID.
+    threads: BTreeMap<String, u64>,
+}
+
+impl Generator {
+    fn used(subject: &Subject) -> Result<Generator> {
+        let mut threads = thread_times("/proc/self/task")?;
+        let usage = getrusage(UsageWho::RUSAGE_SELF)?;
+        let micros = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
+        let mut total_ns = u64::try_from(micros).unwrap_or(0) * 1_000;
+        if let Subject::Thread(tid, _) = subject {
+            total_ns = total_ns.saturating_sub(threads.remove(&tid.to_string()).unwrap_or(0));
+        }
+        Ok(Generator { total_ns, threads })
+    }
+
+    /// What it used since `before`, and the most that one thread of it did.
+    fn since(&self, before: &Generator) -> (u64, u64) {
+        let grown = |(id, now): (&String, &u64)| now - before.threads.get(id).unwrap_or(&0).min(now);
+        let busiest = self.threads.iter().map(grown).max().unwrap_or(0);
+        (self.total_ns.saturating_sub(before.total_ns), busiest)
+    }
 }
 
 impl Subject {
     fn used(&self) -> Result<Used> {
+        let generator = Generator::used(self)?;
         match self {
             Subject::Process(pid) => {
-                let threads_ns = tasks(&format!("/proc/{pid}/task"))?;
-                Ok(Used { threads_ns, process_ns: stat_ns(*pid)?, syscalls: None })
+                let threads_ns = thread_times(&format!("/proc/{pid}/task"))?.values().sum();
+                Ok(Used { threads_ns, process_ns: stat_ns(*pid)?, syscalls: None, generator })
             }
             Subject::Thread(tid, syscalls) => {
                 let threads_ns = schedstat(&format!("/proc/self/task/{tid}/schedstat"))?;
-                Ok(Used { threads_ns, process_ns: 0, syscalls: Some(syscalls.load(Ordering::Relaxed)) })
+                let syscalls = Some(syscalls.load(Ordering::Relaxed));
+                Ok(Used { threads_ns, process_ns: 0, syscalls, generator })
             }
         }
     }
@@ -82,13 +117,15 @@ impl Subject {
     }
 }
 
-fn tasks(folder: &str) -> Result<u64> {
-    let mut total = 0;
+/// CPU time of each thread, nanoseconds.
+fn thread_times(folder: &str) -> Result<BTreeMap<String, u64>> {
+    let mut times = BTreeMap::new();
     for task in fs::read_dir(folder).with_context(|| format!("the daemon has gone: {folder}"))?.flatten() {
         // A thread that ends while we look is in `stat`.
-        total += schedstat(&task.path().join("schedstat").to_string_lossy()).unwrap_or(0);
+        let time = schedstat(&task.path().join("schedstat").to_string_lossy()).unwrap_or(0);
+        times.insert(task.file_name().to_string_lossy().into_owned(), time);
     }
-    Ok(total)
+    Ok(times)
 }
 
 fn schedstat(path: &str) -> Result<u64> {
@@ -212,6 +249,9 @@ pub(crate) struct Observed {
     pub(crate) units: u64,
     pub(crate) syscalls: Option<f64>,
     pub(crate) peak: Option<u64>,
+    /// CPU time of the generator, and that of its busiest thread.
+    pub(crate) generator_ns: u64,
+    pub(crate) busiest_ns: u64,
 }
 
 /// Looks at a subject twice.
@@ -235,7 +275,9 @@ impl Meter<'_> {
         let threads_ns = after.threads_ns.saturating_sub(before.threads_ns);
         let cpu_ns = if process_ns > threads_ns + TICKS_NOISE_NS { process_ns } else { threads_ns };
         let syscalls = after.syscalls.zip(before.syscalls).map(|(after, before)| (after - before) as f64);
-        Ok(Observed { wall, cpu_ns, units, syscalls, peak: self.subject.peak_memory() })
+        let (generator_ns, busiest_ns) = after.generator.since(&before.generator);
+        let peak = self.subject.peak_memory();
+        Ok(Observed { wall, cpu_ns, units, syscalls, peak, generator_ns, busiest_ns })
     }
 }
 

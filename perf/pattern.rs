@@ -108,7 +108,7 @@ impl Directory {
 }
 
 /// Finds the frames in what one socket brings, and compares their payload.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Scanner {
     dialect: Dialect,
     directory: Directory,

@@ -4,10 +4,12 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
+
+use crate::verdict;
 
 /// The form of the JSON.
 const FORM: u32 = 1;
@@ -41,6 +43,23 @@ pub(crate) struct About {
 pub(crate) struct Described {
     pub(crate) name: String,
     pub(crate) command: String,
+    #[serde(default)]
+    pub(crate) role: Role,
+}
+
+/// What a contestant is to the others.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Role {
+    /// An older report does not say.
+    #[default]
+    Unknown,
+    /// This project's daemon: targets are about it.
+    Own,
+    /// Another daemon, to be compared with.
+    Peer,
+    /// What the work costs without a daemon.
+    Floor,
 }
 
 /// One contestant in one case of one workload.
@@ -135,9 +154,14 @@ impl Report {
 
     pub(crate) fn write(&self, folder: &Path) -> Result<()> {
         fs::create_dir_all(folder).with_context(|| format!("{} cannot be made", folder.display()))?;
-        fs::write(folder.join("results.json"), serde_json::to_string_pretty(self)? + "\n")?;
-        fs::write(folder.join("results.md"), self.markdown()?)?;
+        fs::write(self.file(folder, "json"), serde_json::to_string_pretty(self)? + "\n")?;
+        fs::write(self.file(folder, "md"), self.markdown()?)?;
         Ok(())
+    }
+
+    /// A file of this report: runs of both placements go into one folder.
+    fn file(&self, folder: &Path, extension: &str) -> PathBuf {
+        folder.join(format!("results-{}.{extension}", self.about.pin))
     }
 
     /// Tables, one for each workload, a row for each case and contestant.
@@ -171,6 +195,7 @@ impl Report {
             let entries: Vec<_> = self.results.iter().filter(|entry| entry.workload == workload).collect();
             table(&mut out, workload, &entries)?;
         }
+        out.push_str(&verdict::section(self)?);
         Ok(out)
     }
 }

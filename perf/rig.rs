@@ -129,12 +129,14 @@ pub(crate) struct Rig {
     pub(crate) pattern: Pattern,
     pub(crate) to_client: Ends,
     pub(crate) to_agent: Ends,
+    /// Bytes of payload, and the round trips of them per second that saturate, once they have been measured.
+    pub(crate) saturation: Option<(usize, f64)>,
     _host: Option<Host>,
     _floor: Option<Floor>,
 }
 
 /// How far each session is in one direction.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Ends {
     pub(crate) sent: Vec<Position>,
     pub(crate) received: Vec<Position>,
@@ -206,7 +208,7 @@ impl Rig {
     ) -> Rig {
         let pattern = Pattern::new();
         let (to_client, to_agent) = (Ends::new(seqs.len()), Ends::new(seqs.len()));
-        Rig { subject, vms, clients, seqs, pattern, to_client, to_agent, _host: host, _floor: floor }
+        Rig { subject, vms, clients, seqs, pattern, to_client, to_agent, saturation: None, _host: host, _floor: floor }
     }
 
     /// Runs a load in one direction.

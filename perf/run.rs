@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::report::{Entry, Report, Sample};
@@ -103,7 +103,10 @@ impl Run {
     ) -> Result<Sample> {
         let mut rig = match place.take() {
             Some(rig) => rig,
-            None => Rig::set_up(contestant, shape, self.choice.logs.as_ref()).context("setting up")?,
+            None => {
+                let contestant = workload.variant_of(contestant);
+                Rig::set_up(&contestant, shape, self.choice.logs.as_ref()).context("setting up")?
+            }
         };
         let sample = workload.sample(&mut rig, payload, &self.choice)?;
         *place = Some(rig);
@@ -126,7 +129,7 @@ impl Run {
 }
 
 fn record(entry: &mut Entry, sample: Result<Sample>, bar: &ProgressBar) {
-    match sample {
+    match sample.and_then(whole) {
         Ok(sample) => entry.add(sample),
         Err(error) => {
             let text = format!("{error:#}");
@@ -134,5 +137,25 @@ fn record(entry: &mut Entry, sample: Result<Sample>, bar: &ProgressBar) {
             bar.println(format!("{case}, {}: {text}", entry.contestant));
             entry.failures.push(text);
         }
+    }
+}
+
+/// A sample of numbers: costs are infinite where nothing was done.
+fn whole(sample: Sample) -> Result<Sample> {
+    let is_whole = sample.iter().all(|(.., value)| value.is_finite());
+    ensure!(is_whole, "nothing arrived in the measured time");
+    Ok(sample)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::Better;
+
+    #[test]
+    fn a_sample_of_nothing_is_a_failure() {
+        let sample = |cost: f64| vec![("CPU ns/frame", Better::Less, cost)];
+        assert!(whole(sample(0.0)).is_ok());
+        assert!(whole(sample(1.0 / 0.0)).is_err() && whole(sample(f64::NAN)).is_err());
     }
 }

@@ -9,10 +9,12 @@ use crate::load::Plan;
 use crate::measure::{Observed, Subject, Window};
 use crate::report::{Better, Sample};
 use crate::rig::{Contestant, Direction, Rig, Shape};
-use crate::{churn, echo};
+use crate::{churn, echo, neighbour};
 
 /// Bytes a session gets whose client reads nothing.
 const STUCK_BYTES: u64 = 1024 * 1024;
+/// Samples that `echo-half`'s rate is half the median of.
+const SATURATION_SAMPLES: usize = 3;
 
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -27,10 +29,12 @@ pub(crate) enum Workload {
     InSingle,
     /// Round trips: latency with one frame under way for each session
     Echo,
-    /// Round trips at half the rate that echo reaches
+    /// Round trips at half the rate that saturates
     EchoHalf,
     /// As out, with one session that gets 1 MiB and reads nothing: what the others get
     Slow,
+    /// Round trips at a fixed, modest rate, alone and beside another VM that floods both ways: latency
+    Neighbour,
     /// VMs with idle sessions: memory, descriptors, time to set up
     Density,
     /// VMs registered, pinged and unregistered, by one client and by eight at once
@@ -76,6 +80,7 @@ impl Workload {
             Workload::Control => return vec![shape(1, 0), shape(8, 0)],
             Workload::Storm => return vec![shape(16, 0)],
             Workload::Slow => return vec![shape(1, 2), shape(1, 16)],
+            Workload::Neighbour => return neighbour::shapes(choice),
             Workload::Echo | Workload::EchoHalf => vec![shape(1, 1), shape(1, 16), shape(16, 16)],
             _ => vec![shape(1, 1), shape(1, 16), shape(16, 16), shape(64, 4)],
         };
@@ -91,8 +96,8 @@ impl Workload {
         let own: &[usize] = match self {
             Workload::Out | Workload::In => &[64, 1024, 4096, 10_228, 32 * 1024, 128 * 1024],
             Workload::OutSingle => &[64, 1024, 4096, 10_228],
-            Workload::InSingle => &[64, 1024, 4084],
-            Workload::Echo | Workload::EchoHalf => &[64, 4084],
+            Workload::InSingle => &[64, 1024, 4084, 10_228],
+            Workload::Echo | Workload::EchoHalf | Workload::Neighbour => &[64, 4084],
             Workload::Slow => return vec![1024],
             Workload::Density | Workload::Control | Workload::Storm => return vec![0],
         };
@@ -108,17 +113,27 @@ impl Workload {
         matches!(contestant, Contestant::Daemon(_)) || (self.is_load() && self != Workload::Slow)
     }
 
+    /// A contestant as it takes part: `neighbour` is about one shard.
+    pub(crate) fn variant_of(self, contestant: &Contestant) -> Contestant {
+        match contestant {
+            Contestant::Daemon(spec) if self == Workload::Neighbour => Contestant::Daemon(spec.on_one_shard()),
+            other => other.clone(),
+        }
+    }
+
     /// Takes a sample of a load.
     pub(crate) fn sample(self, rig: &mut Rig, payload: usize, choice: &Choice) -> Result<Sample> {
         let window = &choice.window;
         let mut sample = match self {
             Workload::Echo => echo::run(rig, payload, None, window).map(|trips| of_trips(&trips))?,
             Workload::EchoHalf => {
-                let saturated = echo::run(rig, payload, None, &window.shorter())?;
-                let rate = per_second(saturated.observed.units, &saturated.observed) / 2.0;
-                echo::run(rig, payload, Some(rate), window).map(|trips| of_trips(&trips))?
+                let rate = saturation(rig, payload, window)? / 2.0;
+                let mut sample = of_trips(&echo::run(rig, payload, Some(rate), window)?);
+                sample.push(("asked trips/s", Better::Neither, rate));
+                sample
             }
             Workload::Slow => return slow(rig, payload, window),
+            Workload::Neighbour => return neighbour::run(rig, payload, window),
             _ => self.transfer(rig, payload, window).map(|seen| of_frames(&seen, payload))?,
         };
         if choice.count && matches!(rig.subject, Subject::Process(_)) {
@@ -140,7 +155,7 @@ impl Workload {
             Workload::InSingle => (Direction::ToAgent, true),
             _ => anyhow::bail!("{} moves no frames", self.name()),
         };
-        rig.transfer(direction, Plan { payload, single, stuck: None }, window)
+        rig.transfer(direction, Plan { payload, single, stuck: None, gives_way: false }, window)
     }
 
     /// Takes a sample of what is no load.
@@ -154,9 +169,28 @@ impl Workload {
     }
 }
 
+/// Round trips per second that saturate: the median of several whole samples, taken once for a rig and payload, so
+/// that all samples of a contestant are paced alike.
+fn saturation(rig: &mut Rig, payload: usize, window: &Window) -> Result<f64> {
+    if let Some((known, rate)) = rig.saturation
+        && known == payload
+    {
+        return Ok(rate);
+    }
+    let mut rates = Vec::with_capacity(SATURATION_SAMPLES);
+    for _ in 0..SATURATION_SAMPLES {
+        let seen = echo::run(rig, payload, None, window)?.observed;
+        rates.push(per_second(seen.units, &seen));
+    }
+    rates.sort_by(f64::total_cmp);
+    let rate = rates[SATURATION_SAMPLES / 2];
+    rig.saturation = Some((payload, rate));
+    Ok(rate)
+}
+
 /// What the other sessions of a VM get while one does not read, and while it does.
 fn slow(rig: &mut Rig, payload: usize, window: &Window) -> Result<Sample> {
-    let plan = Plan { payload, single: false, stuck: None };
+    let plan = Plan { payload, single: false, stuck: None, gives_way: false };
     let even = rig.transfer(Direction::ToClient, plan, window)?;
     let slow = rig.transfer(Direction::ToClient, Plan { stuck: Some(STUCK_BYTES), ..plan }, window)?;
     Ok(vec![
@@ -175,6 +209,15 @@ fn busy(seen: &Observed) -> f64 {
     seen.cpu_ns as f64 / 1e9 / seen.wall.as_secs_f64()
 }
 
+/// What the generator used, and its busiest thread: near 1 it, and not the daemon, may be the limit.
+fn of_generator(seen: &Observed) -> Sample {
+    let share = |ns: u64| ns as f64 / 1e9 / seen.wall.as_secs_f64();
+    vec![
+        ("generator CPUs", Better::Neither, share(seen.generator_ns)),
+        ("its busiest thread", Better::Neither, share(seen.busiest_ns)),
+    ]
+}
+
 /// Frames are counted as they were sent; a daemon may have cut them.
 fn of_frames(seen: &Observed, payload: usize) -> Sample {
     let bytes = seen.units as f64;
@@ -188,6 +231,7 @@ fn of_frames(seen: &Observed, payload: usize) -> Sample {
     ];
     sample.extend(seen.syscalls.map(|calls| ("syscalls/frame", Better::Less, calls / frames)));
     sample.extend(seen.peak.map(|peak| ("peak MB", Better::Less, peak as f64 / 1e6)));
+    sample.extend(of_generator(seen));
     sample
 }
 
@@ -204,5 +248,6 @@ fn of_trips(trips: &echo::Trips) -> Sample {
         ("CPUs busy", Better::Neither, busy(seen)),
     ];
     sample.extend(seen.syscalls.map(|calls| ("syscalls/trip", Better::Less, calls / seen.units as f64)));
+    sample.extend(of_generator(seen));
     sample
 }
