@@ -53,6 +53,9 @@ pub const SEND_MAX: usize = 32 * 1024;
 /// Most bytes in one send to an agent. Agents read a stream and need no border kept, and more does not fit a socket.
 pub const AGENT_SEND_MAX: usize = 256 * 1024;
 
+/// Least bytes offered to an agent at once, however few it took last time.
+pub const AGENT_SEND_LEAST: usize = 16 * 1024;
+
 /// Most pieces in one gathered send (`UIO_MAXIOV`).
 pub const SEND_PIECES_MAX: usize = 1_024;
 
@@ -120,7 +123,7 @@ pub const SPARE_SENDS: usize = 1_024;
 pub const TO_CLIENT_BUFFERS: (u16, u32) = (8, 64 * 1024);
 
 /// Receive buffers of the to-agent direction where the kernel consumes them incrementally (6.12 and later).
-pub const TO_AGENT_BUFFERS_INCREMENTAL: (u16, u32) = (4, 256 * 1024);
+pub const TO_AGENT_BUFFERS_INCREMENTAL: (u16, u32) = (8, 128 * 1024);
 
 /// Receive buffers of the to-agent direction on older kernels: one receive takes one whole buffer.
 pub const TO_AGENT_BUFFERS: (u16, u32) = (64, 16 * 1024);

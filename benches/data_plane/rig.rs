@@ -100,6 +100,11 @@ impl Leases for Buffers {
         &mut self.of(direction)[usize::from(buf)].data[range]
     }
 
+    /// As where many peers are slow: what waits is copied.
+    fn is_scarce(&self, _: Direction) -> bool {
+        true
+    }
+
     fn retain(&mut self, direction: Direction, buf: u16) {
         self.of(direction)[usize::from(buf)].refs += 1;
     }
@@ -115,8 +120,6 @@ impl Leases for Buffers {
 struct Sending {
     peer: Peer,
     bytes: usize,
-    /// It waits for the peer.
-    wait: bool,
     sources: Vec<Source>,
 }
 
@@ -130,6 +133,8 @@ pub(crate) struct Rig {
     arrived: Vec<(Peer, BufView)>,
     sends: VecDeque<Sending>,
     paused: HashSet<Peer>,
+    /// Peers whose last send came short.
+    blocked: Vec<Peer>,
     effects: Vec<Effect>,
     spare_sources: Vec<Vec<Source>>,
 }
@@ -157,10 +162,11 @@ impl Rig {
             arrived: Vec::new(),
             sends: VecDeque::new(),
             paused: HashSet::new(),
+            blocked: Vec::new(),
             effects: Vec::new(),
             spare_sources: Vec::new(),
         };
-        rig.turn(|_, _| unreachable!("nothing was sent"));
+        rig.turn(|_| unreachable!("nothing was sent"));
         rig
     }
 
@@ -183,15 +189,12 @@ impl Rig {
         reads
     }
 
-    /// One turn. `takes` is told how many bytes a send has and whether it waits, and says how many of them its peer
-    /// takes; `None`: it goes on.
-    pub(crate) fn turn(&mut self, takes: impl Fn(usize, bool) -> Option<usize>) {
+    /// One turn. `takes` is told how many bytes a send has, and says how many of them its peer takes.
+    pub(crate) fn turn(&mut self, takes: impl Fn(usize) -> usize) {
         for _ in 0..self.sends.len() {
             let Some(send) = self.sends.pop_front() else { break };
-            match takes(send.bytes, send.wait) {
-                Some(taken) => self.sent(send, taken),
-                None => self.sends.push_back(send),
-            }
+            let taken = takes(send.bytes);
+            self.sent(send, taken);
         }
         for index in 0..self.arrived.len() {
             let (peer, view) = self.arrived[index];
@@ -203,14 +206,17 @@ impl Rig {
         self.plane.flush(&mut self.mem);
         self.carry_out();
         self.plane.clear_views();
+        self.plane.relieve(&mut self.mem);
         assert!(!self.plane.give_up_stuck(&mut self.mem), "no shim is gone");
     }
 
     /// Turns until nothing is in flight, with peers that take everything.
     pub(crate) fn turns(&mut self) {
-        self.turn(|bytes, _| Some(bytes));
+        self.blocked.drain(..).for_each(|peer| self.plane.room(peer));
+        self.carry_out();
+        self.turn(|bytes| bytes);
         while !self.sends.is_empty() {
-            self.turn(|bytes, _| Some(bytes));
+            self.turn(|bytes| bytes);
         }
     }
 
@@ -226,7 +232,8 @@ impl Rig {
         self.plane.take_effects(&mut effects);
         for effect in effects.drain(..) {
             match effect {
-                Effect::Send { peer, views, wait } => self.send(peer, views, wait),
+                Effect::Send { peer, views } => self.send(peer, views),
+                Effect::WatchRoom(peer) => self.blocked.push(peer),
                 Effect::Pause(peer) => assert!(self.paused.insert(peer)),
                 Effect::Resume(peer) => assert!(self.paused.remove(&peer)),
                 Effect::Report(_) => {}
@@ -236,7 +243,7 @@ impl Rig {
         self.effects = effects;
     }
 
-    fn send(&mut self, peer: Peer, views: Range<usize>, wait: bool) {
+    fn send(&mut self, peer: Peer, views: Range<usize>) {
         let mut sources = self.spare_sources.pop().unwrap_or_default();
         let mut bytes = 0;
         for view in self.plane.views(views) {
@@ -246,6 +253,6 @@ impl Rig {
                 sources.push(view.source);
             }
         }
-        self.sends.push_back(Sending { peer, bytes, wait, sources });
+        self.sends.push_back(Sending { peer, bytes, sources });
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! A piece of payload is a [`BufView`], never a pointer. Whoever keeps a view keeps a reference to its [`Source`]
 //! (`retain`, `release`); memory with no reference left goes back where it came from. The asymmetry to know:
-//! receive buffers ([`Leases`]) belong to the ring and are few, so views of them live for one turn only; what has
-//! to stay longer is copied into chunks, which belong to the shard. No descriptor, no `unsafe`, no protocol here.
+//! receive buffers ([`Leases`]) belong to the ring and are few, so views of them stay only while there are enough;
+//! then they are copied into chunks, which belong to the shard. No descriptor, no `unsafe`, no protocol here.
 
 mod chunks;
 
@@ -76,6 +76,8 @@ pub trait Leases {
     fn bytes(&self, direction: Direction, buf: u16, range: std::ops::Range<usize>) -> &[u8];
     /// The same bytes, to be changed where they are.
     fn bytes_mut(&mut self, direction: Direction, buf: u16, range: std::ops::Range<usize>) -> &mut [u8];
+    /// Whether so few buffers of a direction are left to receive into that what waits must leave its own.
+    fn is_scarce(&self, direction: Direction) -> bool;
     /// One more reference to a buffer.
     fn retain(&mut self, direction: Direction, buf: u16);
     /// One reference less; the last one gives the buffer back.

@@ -123,6 +123,11 @@ impl BufGroup {
         usize::from(self.lent)
     }
 
+    /// Whether less than half of them is left.
+    pub fn is_scarce(&self) -> bool {
+        self.available() * 2 < self.buffers.len()
+    }
+
     /// Sockets worth receiving from again, with what is available: an incremental buffer serves many.
     pub fn credit(&self) -> usize {
         if self.incremental { self.available() * 16 } else { self.available() }
@@ -206,6 +211,13 @@ impl Leases for BufPool {
 
     fn bytes_mut(&mut self, direction: Direction, buf: u16, range: std::ops::Range<usize>) -> &mut [u8] {
         self.group(direction).bytes_mut(buf, range)
+    }
+
+    fn is_scarce(&self, direction: Direction) -> bool {
+        match direction {
+            Direction::ToClient => self.to_client.is_scarce(),
+            Direction::ToAgent => self.to_agent.is_scarce(),
+        }
     }
 
     fn retain(&mut self, direction: Direction, buf: u16) {

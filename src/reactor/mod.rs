@@ -37,6 +37,9 @@ use crate::limits::{SPARE_SENDS, TO_AGENT_BUFFERS, TO_AGENT_BUFFERS_INCREMENTAL,
 const SUBMISSIONS: u32 = 1_024;
 const COMPLETIONS: u32 = 8_192;
 
+/// What a watch for room is for. Errors and hang-ups are always reported.
+const POLL_ROOM: u32 = libc::POLLOUT.unsigned_abs() as u32;
+
 /// A client read piece by piece: the bytes of a piece, and how few of them say that it does not send much any more.
 const PIECE_MOST: u32 = 32 * 1024;
 const PIECE_LEAST: usize = 4 * 1024;
@@ -52,6 +55,8 @@ pub enum Event {
     Ended(SocketId, Option<Errno>),
     /// A send ended: bytes taken, or why the socket failed.
     Sent(SocketId, Result<usize, Errno>),
+    /// The socket takes bytes again, or never will: a send tells.
+    Room(SocketId),
     /// The peer closed altogether.
     HungUp(SocketId),
 }
@@ -216,18 +221,28 @@ impl Reactor {
         }
     }
 
-    /// Sends `views` in one call: what fits now, or with `wait` all of it once the peer reads. One send at a time
-    /// per socket; the views' memory is held until its [`Event::Sent`].
+    /// Reports once when the socket takes bytes again, or never will.
+    pub fn watch_room(&mut self, id: SocketId) {
+        if self.sockets.get(id).is_some_and(|socket| !socket.watches_room) {
+            self.sockets.begin(id).watches_room = true;
+            let entry = opcode::PollAdd::new(types::Fixed(id.slot), POLL_ROOM).build();
+            // SAFETY: a poll reads no memory of ours.
+            unsafe { self.submit(entry, id.tag(OpKind::Room)) };
+        }
+    }
+
+    /// Sends `views` in one call, what fits now. One send at a time per socket; the views' memory is held until its
+    /// [`Event::Sent`], which the next turn has.
     ///
     /// # Panics
     /// When a send is in flight; that is a fault of ours.
-    pub fn send(&mut self, id: SocketId, views: &[BufView], wait: bool) {
+    pub fn send(&mut self, id: SocketId, views: &[BufView]) {
         if self.sockets.get(id).is_none() {
             return;
         }
         let mut op = self.spare_sends.pop().unwrap_or_default();
         op.load(&mut self.mem, views);
-        let flags = libc::MSG_NOSIGNAL | if wait { libc::MSG_WAITALL } else { libc::MSG_DONTWAIT };
+        let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
         let target = types::Fixed(id.slot);
         let entry = match op.single().and_then(|piece| Some((piece.iov_base, u32::try_from(piece.iov_len).ok()?))) {
             Some((base, len)) => opcode::Send::new(target, base.cast(), len).flags(flags).build(),
@@ -261,6 +276,7 @@ impl Reactor {
         let _ = shutdown(socket.fd.as_raw_fd(), Shutdown::Both);
         socket.closing = true;
         let (receive, watched, sending) = (socket.receive, socket.watched, socket.send.is_some());
+        let watches_room = socket.watches_room;
         if receive == Receive::Armed {
             self.cancel(id, OpKind::Receive);
         }
@@ -269,6 +285,9 @@ impl Reactor {
         }
         if watched {
             self.cancel(id, OpKind::HangUp);
+        }
+        if watches_room {
+            self.cancel(id, OpKind::Room);
         }
         if sending {
             self.cancel(id, OpKind::Send);
@@ -293,6 +312,11 @@ impl Reactor {
         }
         self.reap(events);
         Ok(())
+    }
+
+    /// Whether a socket is not received from for lack of a buffer.
+    pub fn is_starving(&self) -> bool {
+        !(self.starved.to_client.is_empty() && self.starved.to_agent.is_empty())
     }
 
     /// Counters since the reactor was made.
@@ -345,6 +369,13 @@ impl Reactor {
         match tag.kind {
             OpKind::Receive => self.receive_completed(id, result, view, ended, events),
             OpKind::Send => self.send_ended(id, result, events),
+            OpKind::Room => {
+                let socket = self.sockets.current(id);
+                socket.watches_room = false;
+                if !socket.closing {
+                    events.push(Event::Room(id));
+                }
+            }
             OpKind::HangUp => self.hang_up_completed(id, result, ended, events),
             OpKind::Cancel | OpKind::Wake => {}
         }

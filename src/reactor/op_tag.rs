@@ -9,7 +9,7 @@
 pub enum OpKind {
     /// Multishot receive into a buffer group.
     Receive = 1,
-    /// A send, tried or waiting.
+    /// A send of what fits.
     Send = 2,
     /// Waits for a peer to close altogether.
     HangUp = 3,
@@ -17,6 +17,8 @@ pub enum OpKind {
     Cancel = 4,
     /// Reads the wake-up descriptor.
     Wake = 5,
+    /// Waits for room to send.
+    Room = 6,
 }
 
 /// `user_data` as a type.
@@ -48,6 +50,7 @@ impl OpTag {
             3 => OpKind::HangUp,
             4 => OpKind::Cancel,
             5 => OpKind::Wake,
+            6 => OpKind::Room,
             _ => return None,
         };
         Some(OpTag { kind, slot: data as u32, generation: (data >> 32) as u32 % OpTag::GENERATIONS })

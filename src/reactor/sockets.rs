@@ -57,6 +57,7 @@ pub(super) struct Socket {
     pub(super) piecewise: bool,
     pub(super) send: Option<Box<SendOp>>,
     pub(super) watched: bool,
+    pub(super) watches_room: bool,
     pub(super) closing: bool,
     in_flight: u32,
 }
@@ -107,6 +108,7 @@ impl Sockets {
             piecewise: false,
             send: None,
             watched: false,
+            watches_room: false,
             closing: false,
             in_flight: 0,
         };

@@ -72,16 +72,16 @@ impl Gone {
 /// What the shard has to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
-    /// Send the pieces `views` of [`Plane::views`](super::Plane::views) in one call. `wait`: until the peer reads, all
-    /// of it; otherwise take what fits now. Answer with [`Plane::sent`](super::Plane::sent).
+    /// Send the pieces `views` of [`Plane::views`](super::Plane::views) in one call, as much as fits now. Answer with
+    /// [`Plane::sent`](super::Plane::sent) before anything else is waited for.
     Send {
         /// To whom.
         peer: Peer,
         /// Which views.
         views: std::ops::Range<usize>,
-        /// Wait for the peer.
-        wait: bool,
     },
+    /// A send came short: report with [`Plane::room`](super::Plane::room) when the peer takes bytes again.
+    WatchRoom(Peer),
     /// Stop receiving from a peer. What was already received may still be reported.
     Pause(Peer),
     /// Receive from it again.
@@ -161,10 +161,8 @@ pub(super) enum Sending {
     Idle,
     /// This many bytes are being tried, without waiting.
     Trying(usize),
-    /// The last try came short: everything moves to chunks, then a send waits.
+    /// The last try came short: the next is made when the peer takes bytes again.
     Blocked,
-    /// A send of this many bytes waits for the peer.
-    Waiting(usize),
 }
 
 /// Bounds an operator may set.

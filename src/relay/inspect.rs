@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use super::events::{LinkStatus, Sending};
+use super::events::{LinkStatus, Sending, SessionId};
 use super::plane::Plane;
 use super::session::State;
 
@@ -33,6 +33,7 @@ impl Plane {
     /// When it does not hold; that is a fault of ours.
     pub fn check(&self) {
         let mut nodes = 0;
+        let id = |index| SessionId(u32::try_from(index).expect("slabs are bounded"));
         for (index, session) in &self.sessions {
             nodes += session.to_client.check(&self.arena) + session.to_agent.check(&self.arena);
             nodes += session.shim.as_ref().map_or(0, |shim| shim.replies.check(&self.arena));
@@ -43,12 +44,19 @@ impl Plane {
             assert_eq!(has_turn, session.queued, "session {index}: whole frames for the agent, and its turn");
             let stuck = session.sending == Sending::Idle && session.owed() > 0 && session.state.has_output();
             assert!(!stuck, "session {index} owes its client and sends nothing");
-            assert_ne!(session.sending, Sending::Blocked, "session {index} was to wait for its client");
+            let waits = session.sending == Sending::Blocked;
+            assert!(!waits || session.owed() > 0, "session {index} waits for its client and owes it nothing");
+            assert!(!session.pins_output || self.pinning_output.contains(&id(index)), "session {index}");
+            assert!(!session.pins_input || self.pinning_input.contains(&id(index)), "session {index}");
         }
         assert_eq!(nodes, self.arena.in_use(), "nodes that no outbox knows of");
         for (index, link) in &self.links {
             let blockers = link.sessions.iter().filter(|id| self.sessions[id.0 as usize].blocks).count();
             assert_eq!(blockers, link.blockers, "link {index}: sessions that block it");
+            let waiting = link.sessions.iter().filter(|id| self.sessions[id.0 as usize].waits).count();
+            assert_eq!(waiting, link.waiting, "link {index}: sessions whose clients are behind");
+            let is_held = blockers > 0 || (waiting > 0 && waiting == link.sessions.len());
+            assert_eq!(link.paused, is_held, "link {index}: whether it is read");
             let queued = link.sessions.iter().filter(|id| self.sessions[id.0 as usize].queued).count();
             assert_eq!(queued, link.queue.len() + link.in_flight.len(), "link {index}: sessions in turn");
             assert!(link.sending != Sending::Idle || link.queue.is_empty(), "link {index} owes and sends nothing");

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use super::events::{Sending, SessionId};
 use super::frames::{Cut, FrameReader};
 use super::route::RouteTable;
+use crate::limits::{AGENT_SEND_LEAST, AGENT_SEND_MAX};
 use crate::wire::admin::Flow;
 
 /// A session's share of the write in flight.
@@ -46,11 +47,18 @@ pub(super) struct Link {
     /// Sessions with whole frames for the agent, in turn.
     pub(super) queue: VecDeque<SessionId>,
     pub(super) sending: Sending,
+    /// Bytes of the next send to the agent: about what it took last time, so that behind a slow one nobody waits for
+    /// long until it is his turn.
+    pub(super) budget: usize,
     pub(super) in_flight: Vec<InFlight>,
     /// Sessions of this VM.
     pub(super) sessions: Vec<SessionId>,
-    /// Sessions because of which its bytes are not read.
+    /// Sessions that are owed too much for its bytes to be read.
     pub(super) blockers: usize,
+    /// Sessions whose clients are behind.
+    pub(super) waiting: usize,
+    /// Its bytes are not read.
+    pub(super) paused: bool,
     /// Already on the list of links to write to this turn.
     pub(super) dirty: bool,
     pub(super) flow_to_client: Flow,
@@ -59,6 +67,12 @@ pub(super) struct Link {
 }
 
 impl Link {
+    /// What a send of which `n` of `asked` bytes were taken says about the next one.
+    pub(super) fn learn(&mut self, asked: usize, n: usize) {
+        let next = if n < asked { n } else { 2 * self.budget };
+        self.budget = next.clamp(AGENT_SEND_LEAST, AGENT_SEND_MAX);
+    }
+
     pub(super) fn new(vm: u64) -> Link {
         Link {
             vm,
@@ -67,9 +81,12 @@ impl Link {
             current: None,
             queue: VecDeque::new(),
             sending: Sending::Idle,
+            budget: AGENT_SEND_MAX,
             in_flight: Vec::new(),
             sessions: Vec::new(),
             blockers: 0,
+            waiting: 0,
+            paused: false,
             dirty: false,
             flow_to_client: Flow::default(),
             flow_to_agent: Flow::default(),

@@ -98,6 +98,11 @@ impl Outbox {
         self.bytes - self.open_bytes
     }
 
+    /// Whether some of it is in receive buffers.
+    pub fn has_leases(&self) -> bool {
+        self.unsettled != NONE
+    }
+
     /// Whether a frame has begun and not ended: nothing else may be added before its end.
     pub fn is_open(&self) -> bool {
         self.open != NONE

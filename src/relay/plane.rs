@@ -4,6 +4,8 @@
 //! and carries out the [`Effect`]s. Nothing here waits, reads a clock or knows a descriptor. The asymmetry to know:
 //! a received view is only lent to the plane; it takes references of its own for what it keeps.
 
+use std::collections::VecDeque;
+
 use slab::Slab;
 
 use super::events::{Effect, Gone, LinkId, Peer, Report, Sending, Sent, SessionId, Totals, Tuning};
@@ -11,7 +13,7 @@ use super::link::Link;
 use super::outbox::Arena;
 use super::route::RouteCache;
 use super::session::{Happening, Session, State};
-use crate::buf::{BufView, Leases, Memory};
+use crate::buf::{BufView, Direction, Leases, Memory};
 use crate::limits::CHUNK_LEN;
 use crate::wire::hyper::StreamSeq;
 
@@ -26,6 +28,10 @@ pub struct Plane {
     pub(super) dirty_links: Vec<LinkId>,
     pub(super) dirty_clients: Vec<SessionId>,
     pub(super) dirty_inputs: Vec<SessionId>,
+    /// Sessions with output in receive buffers that waits for their clients, oldest first.
+    pub(super) pinning_output: VecDeque<SessionId>,
+    /// Sessions with input in receive buffers that waits for their agents, oldest first.
+    pub(super) pinning_input: VecDeque<SessionId>,
     /// Sessions that may have come to where their shim must be given up.
     pub(super) stuck: Vec<SessionId>,
     pub(super) views: Vec<BufView>,
@@ -49,6 +55,8 @@ impl Plane {
             dirty_links: Vec::new(),
             dirty_clients: Vec::new(),
             dirty_inputs: Vec::new(),
+            pinning_output: VecDeque::new(),
+            pinning_input: VecDeque::new(),
             stuck: Vec::new(),
             views: Vec::new(),
             effects: Vec::new(),
@@ -62,14 +70,15 @@ impl Plane {
     }
 
     /// Adds a session with `streams` sequences from `base`. The shard receives from its client at once.
-    pub fn open_session(&mut self, link: LinkId, base: StreamSeq, streams: u8) -> SessionId {
-        let vm = self.links[link.0 as usize].vm;
-        let session = Session::new(base, streams, link, vm);
+    pub fn open_session(&mut self, link_id: LinkId, base: StreamSeq, streams: u8) -> SessionId {
+        let vm = self.links[link_id.0 as usize].vm;
+        let session = Session::new(base, streams, link_id, vm);
         let seqs = session.seqs();
         let id = SessionId(key(self.sessions.insert(session)));
-        let link = &mut self.links[link.0 as usize];
+        let link = &mut self.links[link_id.0 as usize];
         link.sessions.push(id);
         seqs.for_each(|seq| link.routes.add(seq, id));
+        self.update_reading(link_id);
         id
     }
 
@@ -182,6 +191,12 @@ impl Plane {
             return;
         }
         let mut session = self.sessions.remove(id.0 as usize);
+        if session.pins_output {
+            self.pinning_output.retain(|&other| other != id);
+        }
+        if session.pins_input {
+            self.pinning_input.retain(|&other| other != id);
+        }
         session.to_client.clear(&mut self.arena, mem);
         session.to_agent.clear(&mut self.arena, mem);
         if let Some(shim) = &mut session.shim {
@@ -190,8 +205,9 @@ impl Plane {
         if let Some(link) = session.link {
             self.links[link.0 as usize].sessions.retain(|&other| other != id);
         }
-        let Session { base, vm, why, .. } = session;
+        let Session { base, vm, why, link, .. } = session;
         self.effects.push(Effect::Report(Report::SessionEnded { base, vm, why }));
+        link.into_iter().for_each(|link| self.update_reading(link));
     }
 
     /// A send ended.
@@ -201,6 +217,21 @@ impl Plane {
             (Peer::Agent(id), Sent::Failed(why)) => self.link_gone(mem, id, why),
             (Peer::Client(id), Sent::Taken(n)) => self.client_took(mem, id, n),
             (Peer::Agent(id), Sent::Taken(n)) => self.agent_took(mem, id, n),
+        }
+    }
+
+    /// A peer whose last send came short takes bytes again.
+    pub fn room(&mut self, peer: Peer) {
+        match peer {
+            Peer::Client(id) if self.sessions[id.0 as usize].sending == Sending::Blocked => {
+                self.set_sending(id, Sending::Idle);
+                self.mark_client(id);
+            }
+            Peer::Agent(id) if self.links[id.0 as usize].sending == Sending::Blocked => {
+                self.links[id.0 as usize].sending = Sending::Idle;
+                self.mark_link(id);
+            }
+            Peer::Client(_) | Peer::Agent(_) => {}
         }
     }
 
@@ -216,8 +247,7 @@ impl Plane {
         }
     }
 
-    /// Ends the turn: sends what is owed, stops feeders that are too fast, and moves what must wait out of the
-    /// receive buffers. Afterwards no lease is held but by sends that do not wait.
+    /// Ends the turn: sends what is owed, and stops feeders that are too fast.
     pub fn flush<L: Leases>(&mut self, mem: &mut Memory<L>) {
         for index in 0..self.dirty_inputs.len() {
             self.flush_input(mem, self.dirty_inputs[index]);
@@ -231,6 +261,35 @@ impl Plane {
             self.flush_client(mem, self.dirty_clients[index]);
         }
         self.dirty_clients.clear();
+    }
+
+    /// Whether receive buffers hold what waits for peers that do not read.
+    pub fn pins(&self) -> bool {
+        !(self.pinning_output.is_empty() && self.pinning_input.is_empty())
+    }
+
+    /// Moves what waits for peers that do not read out of the receive buffers, oldest first, until half of them are
+    /// free. For when somebody is not received from for lack of one and nothing else happens. What is being tried
+    /// stays: its send has its pieces.
+    pub fn relieve<L: Leases>(&mut self, mem: &mut Memory<L>) {
+        while mem.leases.is_scarce(Direction::ToClient)
+            && let Some(id) = self.pinning_output.pop_front()
+        {
+            let session = &mut self.sessions[id.0 as usize];
+            session.pins_output = false;
+            if session.sending == Sending::Blocked {
+                session.to_client.settle(&mut self.arena, mem);
+            }
+        }
+        while mem.leases.is_scarce(Direction::ToAgent)
+            && let Some(id) = self.pinning_input.pop_front()
+        {
+            let session = &mut self.sessions[id.0 as usize];
+            session.pins_input = false;
+            if session.link.is_some_and(|link| self.links[link.0 as usize].sending == Sending::Blocked) {
+                session.to_agent.settle(&mut self.arena, mem);
+            }
+        }
     }
 
     /// Gives up shims that are gone and whose last bytes cannot be reached. Call it when the effects of a flush have
@@ -278,13 +337,11 @@ impl Plane {
     }
 }
 
-/// What follows a send of which `n` bytes were taken, with `more` left to send.
-pub(super) fn after_send(sending: Sending, n: usize, more: usize) -> Sending {
+/// What follows a send of which `n` bytes were taken.
+pub(super) fn after_send(sending: Sending, n: usize) -> Sending {
     match sending {
         Sending::Trying(asked) if n == asked => Sending::Idle,
         Sending::Trying(_) => Sending::Blocked,
-        Sending::Waiting(_) if more == 0 => Sending::Idle,
-        Sending::Waiting(_) => Sending::Blocked,
         Sending::Idle | Sending::Blocked => unreachable!("a send ended that was not made"),
     }
 }

@@ -7,7 +7,7 @@ use super::events::{Gone, LinkId, Sending};
 use super::frames::{Cut, FrameReader};
 use super::outbox::Outbox;
 use super::shim::Shim;
-use crate::limits::{SHIM_INPUT_BUFFER, TO_AGENT_BUFFER};
+use crate::limits::{SEND_MAX, SHIM_INPUT_BUFFER, TO_AGENT_BUFFER};
 use crate::wire::admin::{Flow, SessionStatus};
 use crate::wire::hyper::StreamSeq;
 
@@ -128,6 +128,12 @@ pub(super) struct Session {
     pub(super) dirty: bool,
     /// Already on the list of sessions whose outbox to the agent changed this turn.
     pub(super) dirty_in: bool,
+    /// Counted by its link among those whose clients are behind.
+    pub(super) waits: bool,
+    /// On the list of sessions with output in receive buffers.
+    pub(super) pins_output: bool,
+    /// On the list of sessions with input in receive buffers.
+    pub(super) pins_input: bool,
     /// In its link's queue of sessions with whole frames for the agent, or in its write in flight.
     pub(super) queued: bool,
     /// Its client's bytes are not read: the agent does not keep up.
@@ -155,6 +161,9 @@ impl Session {
             shim: None,
             dirty: false,
             dirty_in: false,
+            waits: false,
+            pins_output: false,
+            pins_input: false,
             queued: false,
             paused: false,
             blocks: false,
@@ -173,7 +182,7 @@ impl Session {
             to_agent: self.flow_to_agent,
             queued_to_client: self.to_client.bytes() as u64,
             queued_to_agent: self.to_agent.bytes() as u64,
-            slow: matches!(self.sending, Sending::Waiting(_)),
+            slow: self.sending == Sending::Blocked,
             token: self.shim.is_some(),
             maybe_unread: self.shim.as_ref().map_or(0, |shim| shim.maybe_unread),
         }
@@ -184,14 +193,24 @@ impl Session {
         self.to_client.ready() + self.shim.as_ref().map_or(0, |shim| shim.replies.ready())
     }
 
-    /// Bytes it may owe its agent before its client stops being read; `sending` is its link's. Behind a send that
-    /// waits there is nothing to be gained by reading more, but for a shim's signals.
+    /// Bytes it may owe its agent before its client stops being read; `sending` is its link's. While the agent takes
+    /// nothing there is nothing to be gained by reading more, but for a shim's signals.
     pub(super) fn input_bound(&self, sending: Sending) -> usize {
         match sending {
             _ if self.shim.is_some() => SHIM_INPUT_BUFFER,
-            Sending::Waiting(_) => 0,
+            Sending::Blocked => 0,
             _ => TO_AGENT_BUFFER,
         }
+    }
+
+    /// Whether its client is behind with its output: it takes nothing just now, or gets less than there is.
+    pub(super) fn is_behind(&self) -> bool {
+        let behind = match self.sending {
+            Sending::Idle => false,
+            Sending::Trying(bytes) => self.owed() >= bytes + SEND_MAX,
+            Sending::Blocked => true,
+        };
+        behind && !self.is_given_up()
     }
 
     /// Whether its shim asks more than is answered and read, so that no more of it is read.

@@ -194,7 +194,9 @@ impl Plane {
         let session = &mut self.sessions[id.0 as usize];
         let Some(shim) = &mut session.shim else { return };
         shim.ending = true;
-        if shim.replies.ready() == 0 || session.state == State::Detached {
+        let is_over = shim.replies.ready() == 0 || session.state == State::Detached;
+        self.update_waiting(id);
+        if is_over {
             self.gone(mem, Peer::Client(id), Gone::Ordered);
         }
     }
@@ -297,8 +299,9 @@ impl Plane {
         shim.forget_replies(&mut self.arena, mem);
         (shim.unanswered, shim.current) = (0, Current::Stdin);
         session.to_agent.drop_open(&mut self.arena, mem);
-        (session.cut, session.paused, session.sending) = (None, false, Sending::Idle);
+        (session.cut, session.paused) = (None, false);
         let (base, why) = (session.base, why.clone());
+        self.set_sending(id, Sending::Idle);
         self.change(id, Happening::ShimGone);
         self.mark_client(id);
         self.effects.push(Effect::Report(Report::ShimGone { base, connection, why, at_risk }));
@@ -310,7 +313,7 @@ impl Plane {
         let session = &mut self.sessions[id.0 as usize];
         let Some(shim) = session.shim.as_mut() else { return false };
         shim.forget_replies(&mut self.arena, mem);
-        session.sending = Sending::Idle;
+        self.set_sending(id, Sending::Idle);
         self.change(id, Happening::OutputRefused);
         self.mark_client(id);
         true

@@ -9,7 +9,7 @@ use super::frames::{Face, FrameRun, Step};
 use super::link::InFlight;
 use super::plane::{Plane, after_send};
 use crate::buf::{BufView, Leases, Memory};
-use crate::limits::{AGENT_SEND_MAX, SEND_PIECES_MAX};
+use crate::limits::SEND_PIECES_MAX;
 use crate::wire::admin::Flow;
 use crate::wire::hyper::FrameHeader;
 
@@ -139,7 +139,13 @@ impl Plane {
         in_flight.clear();
         let link = &mut self.links[id.0 as usize];
         link.in_flight = in_flight;
-        link.sending = after_send(link.sending, n, link.queue.len());
+        if let Sending::Trying(asked) = link.sending {
+            link.learn(asked, n);
+        }
+        link.sending = after_send(link.sending, n);
+        if link.sending == Sending::Blocked {
+            self.effects.push(Effect::WatchRoom(Peer::Agent(id)));
+        }
         self.mark_link(id);
     }
 
@@ -185,15 +191,25 @@ impl Plane {
             session.queued = true;
             link.queue.push_back(id);
         }
-        if matches!(link.sending, Sending::Waiting(_)) {
-            self.hold_input(mem, id);
+        if link.sending == Sending::Blocked {
+            self.pin_input(mem, id);
         } else {
             self.pause_client(id, false);
         }
         self.mark_link(link_id);
     }
 
-    /// The agent does not keep up: moves a session's bytes for it to chunks, and stops reading its client when they
+    /// The agent takes nothing just now: what a session owes it stays where it is while that is possible, and its
+    /// client is not read.
+    fn pin_input<L: Leases>(&mut self, mem: &Memory<L>, id: SessionId) {
+        let session = &mut self.sessions[id.0 as usize];
+        if session.to_agent.has_leases() && !std::mem::replace(&mut session.pins_input, true) {
+            self.pinning_input.push_back(id);
+        }
+        self.pause_client(id, self.is_over_total(mem));
+    }
+
+    /// Nothing of a session's may leave yet: moves a session's bytes for it to chunks, and stops reading its client when they
     /// are too many, or all sessions' together are.
     pub(super) fn hold_input<L: Leases>(&mut self, mem: &mut Memory<L>, id: SessionId) {
         let over = self.is_over_total(mem);
@@ -218,23 +234,22 @@ impl Plane {
     pub(super) fn flush_link<L: Leases>(&mut self, mem: &mut Memory<L>, id: LinkId) {
         let Some(link) = self.links.get_mut(id.0 as usize).filter(|link| link.dirty) else { return };
         link.dirty = false;
-        let wait = match link.sending {
-            Sending::Trying(_) | Sending::Waiting(_) => return,
-            Sending::Idle => false,
-            Sending::Blocked => true,
-        };
-        if wait {
-            for index in 0..self.links[id.0 as usize].queue.len() {
-                self.hold_input(mem, self.links[id.0 as usize].queue[index]);
+        match link.sending {
+            Sending::Trying(_) => {}
+            Sending::Idle => self.send_to_agent(id),
+            Sending::Blocked => {
+                for index in 0..self.links[id.0 as usize].queue.len() {
+                    self.pin_input(mem, self.links[id.0 as usize].queue[index]);
+                }
             }
         }
-        self.send_to_agent(id, wait);
     }
 
     /// Gathers whole frames of the sessions in turn, each its share, into one send.
-    fn send_to_agent(&mut self, id: LinkId, wait: bool) {
+    fn send_to_agent(&mut self, id: LinkId) {
         let link = &mut self.links[id.0 as usize];
-        let share = AGENT_SEND_MAX / link.queue.len().max(1);
+        let most = link.budget;
+        let share = most / link.queue.len().max(1);
         let begin = self.views.len();
         let mut total = 0;
         while let Some(&next) = link.queue.front() {
@@ -242,7 +257,7 @@ impl Plane {
             let mark = self.views.len();
             let bytes = session.to_agent.plan(&self.arena, share, &mut self.views);
             let pieces = self.views.len() - begin;
-            if total > 0 && (total + bytes > AGENT_SEND_MAX || pieces > SEND_PIECES_MAX) {
+            if total > 0 && (total + bytes > most || pieces > SEND_PIECES_MAX) {
                 self.views.truncate(mark);
                 break;
             }
@@ -257,7 +272,7 @@ impl Plane {
             link.sending = Sending::Idle;
             return;
         }
-        link.sending = if wait { Sending::Waiting(total) } else { Sending::Trying(total) };
-        self.effects.push(Effect::Send { peer: Peer::Agent(id), views: begin..self.views.len(), wait });
+        link.sending = Sending::Trying(total);
+        self.effects.push(Effect::Send { peer: Peer::Agent(id), views: begin..self.views.len() });
     }
 }

@@ -202,7 +202,7 @@ impl Plane {
         if let Some(shim) = &mut session.shim {
             shim.forget_replies(&mut self.arena, mem);
         }
-        session.sending = Sending::Idle;
+        self.set_sending(id, Sending::Idle);
         self.remove_routes(id);
     }
 
@@ -220,9 +220,13 @@ impl Plane {
 
     pub(super) fn client_took<L: Leases>(&mut self, mem: &mut Memory<L>, id: SessionId, n: usize) {
         self.consume_output(mem, id, n);
-        let session = &mut self.sessions[id.0 as usize];
-        session.sending = after_send(session.sending, n, session.owed());
+        let session = &self.sessions[id.0 as usize];
+        let sending = after_send(session.sending, n);
         let (owes, blocks) = (session.owed() > 0, session.blocks);
+        if sending == Sending::Blocked {
+            self.effects.push(Effect::WatchRoom(Peer::Client(id)));
+        }
+        self.set_sending(id, sending);
         if owes {
             self.mark_client(id);
         }
@@ -255,8 +259,36 @@ impl Plane {
         let link = &mut self.links[link_id.0 as usize];
         link.blockers -= 1;
         if link.blockers == 0 {
-            self.effects.push(Effect::Resume(Peer::Agent(link_id)));
             self.effects.push(Effect::Report(Report::LinkUnblocked { vm: link.vm }));
+        }
+        self.update_reading(link_id);
+    }
+
+    /// Changes the state of the send to a session's client.
+    pub(super) fn set_sending(&mut self, id: SessionId, sending: Sending) {
+        self.sessions[id.0 as usize].sending = sending;
+        self.update_waiting(id);
+    }
+
+    /// Counts a session among those whose clients are behind, or no more.
+    pub(super) fn update_waiting(&mut self, id: SessionId) {
+        let session = &mut self.sessions[id.0 as usize];
+        let waits = session.is_behind();
+        let waited = std::mem::replace(&mut session.waits, waits);
+        let Some(link_id) = session.link.filter(|_| waited != waits) else { return };
+        let link = &mut self.links[link_id.0 as usize];
+        link.waiting = link.waiting + usize::from(waits) - usize::from(waited);
+        self.update_reading(link_id);
+    }
+
+    /// Stops reading a link, or reads it again. It is not read while one of its sessions is owed too much, nor while
+    /// the clients of all of them are behind: there is nobody then whom reading would serve.
+    pub(super) fn update_reading(&mut self, id: LinkId) {
+        let link = &mut self.links[id.0 as usize];
+        let pause = link.blockers > 0 || (link.waiting > 0 && link.waiting == link.sessions.len());
+        if std::mem::replace(&mut link.paused, pause) != pause {
+            let peer = Peer::Agent(id);
+            self.effects.push(if pause { Effect::Pause(peer) } else { Effect::Resume(peer) });
         }
     }
 
@@ -271,27 +303,24 @@ impl Plane {
             return;
         }
         session.to_client.settle_open(&mut self.arena, mem);
-        let wait = match session.sending {
+        match session.sending {
             Sending::Trying(_) => return,
-            Sending::Waiting(_) => {
-                session.to_client.settle(&mut self.arena, mem);
+            Sending::Blocked => {
+                if session.to_client.has_leases() && !std::mem::replace(&mut session.pins_output, true) {
+                    self.pinning_output.push_back(id);
+                }
                 return self.block_link(mem, id, None);
             }
-            Sending::Idle => false,
-            Sending::Blocked => {
-                session.to_client.settle(&mut self.arena, mem);
-                true
-            }
-        };
+            Sending::Idle => {}
+        }
         let begin = self.views.len();
         let bytes = self.plan_output(id);
-        let session = &mut self.sessions[id.0 as usize];
         if bytes > 0 {
-            session.sending = if wait { Sending::Waiting(bytes) } else { Sending::Trying(bytes) };
-            self.effects.push(Effect::Send { peer: Peer::Client(id), views: begin..self.views.len(), wait });
+            self.effects.push(Effect::Send { peer: Peer::Client(id), views: begin..self.views.len() });
+            self.set_sending(id, Sending::Trying(bytes));
         }
         let tried = if self.sessions[id.0 as usize].sends_replies() { 0 } else { bytes };
-        self.block_link(mem, id, (!wait).then_some(tried));
+        self.block_link(mem, id, Some(tried));
     }
 
     /// Stops reading a link when one of its clients is owed too much: behind the bytes just `tried`, so that a client
@@ -311,8 +340,9 @@ impl Plane {
         link.blockers += 1;
         if link.blockers == 1 {
             self.totals.blocked += 1;
-            self.effects.push(Effect::Pause(Peer::Agent(link_id)));
-            self.effects.push(Effect::Report(Report::LinkBlocked { vm: link.vm, by: session.base }));
+            let (vm, by) = (link.vm, session.base);
+            self.update_reading(link_id);
+            self.effects.push(Effect::Report(Report::LinkBlocked { vm, by }));
         }
     }
 }

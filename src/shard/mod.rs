@@ -139,8 +139,13 @@ impl Shard {
 
     /// One turn; `false` when the shard was told to stop.
     fn turn(&mut self, events: &mut Vec<Event>) -> io::Result<bool> {
-        let wait = self.mailbox.may_sleep();
+        // Bytes for peers that do not read stay in the receive buffers until somebody else needs these in vain.
+        let is_short = self.reactor.is_starving() && self.plane.pins();
+        let wait = self.mailbox.may_sleep() && !is_short;
         self.reactor.turn(wait, events)?;
+        if is_short && events.is_empty() {
+            self.plane.relieve(&mut self.reactor.mem);
+        }
         self.mailbox.awake();
         self.turns += 1;
         while let Some(order) = self.mailbox.next_order() {
@@ -336,6 +341,7 @@ impl Shard {
                     self.plane.sent(&mut self.reactor.mem, peer, sent);
                 }
             }
+            Event::Room(socket) => self.peer(socket).into_iter().for_each(|peer| self.plane.room(peer)),
             Event::HungUp(socket) => {
                 if let Some(peer) = self.peer(socket) {
                     self.plane.gone(&mut self.reactor.mem, peer, Gone::Closed);
@@ -350,13 +356,16 @@ impl Shard {
         self.plane.take_effects(&mut effects);
         for effect in effects.drain(..) {
             match effect {
-                Effect::Send { peer, views, wait } => {
+                Effect::Send { peer, views } => {
                     if let Some(socket) = self.socket(peer) {
-                        self.reactor.send(socket, self.plane.views(views), wait);
+                        self.reactor.send(socket, self.plane.views(views));
                     }
                 }
                 Effect::Pause(peer) => self.socket(peer).into_iter().for_each(|socket| self.reactor.pause(socket)),
                 Effect::Resume(peer) => self.socket(peer).into_iter().for_each(|socket| self.reactor.resume(socket)),
+                Effect::WatchRoom(peer) => {
+                    self.socket(peer).into_iter().for_each(|socket| self.reactor.watch_room(socket));
+                }
                 Effect::WatchClose(session) => {
                     let socket = self.socket(Peer::Client(session));
                     socket.into_iter().for_each(|socket| self.reactor.watch_hang_up(socket));

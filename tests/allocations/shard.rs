@@ -124,9 +124,10 @@ fn frames_to_clients() {
 fn frames_to_a_client_that_reads_too_late() {
     let alone = Alone::new();
     for (protocol, payload) in [(Protocol::One, 64), (Protocol::One, 10_228), (Protocol::Two, 10_228)] {
-        let mut served = Served::new(1, protocol);
-        // More than its socket holds, and less than would hold the agent back.
-        let batch = outputs(1, payload, 8 * BATCH).0;
+        // Of the two the other one could have output any time, so that the agent is read.
+        let mut served = Served::new(2, protocol);
+        // More than its socket and the receive buffers hold, and less than would hold the agent back.
+        let batch = outputs(1, payload, 24 * BATCH).0;
         let mut taken = vec![0; batch.len()];
         let mut spilled = 0;
         alone.assert_none(&format!("to a client that reads too late, {payload} bytes"), || {

@@ -3,9 +3,10 @@
 //! The asymmetry to know: after a turn the plane may hold receive buffers only for sends that end before the next
 //! one does; at rest it holds none, and at the end nothing at all.
 
+use ringway::buf::{BufView, Direction, Source};
 use ringway::limits::{CHUNK_LEN, SEND_MAX};
 
-use crate::peers::{Arrival, At, SendOp};
+use crate::peers::{Arrival, At, Client, SendOp};
 use crate::world::World;
 
 /// Every so many turns the plane's status is compared with the model.
@@ -32,17 +33,28 @@ impl World {
         }
     }
 
-    /// Without a try in flight nobody but the completions that wait to be reaped holds a receive buffer.
+    /// Without a send in flight nobody but the completions that wait to be reaped holds receive buffers, and who waits
+    /// for room.
     fn check_leases(&mut self) {
         let peers = self.open_peers();
         if peers.iter().any(|&at| self.socket(at).is_trying()) {
             return;
         }
-        let waiting = |arrival: &&Arrival| matches!(arrival, Arrival::Bytes(_));
-        let arrived: usize = peers.iter().map(|&at| self.socket(at).arrived.iter().filter(waiting).count()).sum();
-        let orphaned = self.orphans.iter().flat_map(|send| &send.views);
-        let orphaned = orphaned.filter(|view| matches!(view.source, ringway::buf::Source::Lease(..))).count();
-        assert_eq!(self.mem.leases.refs(), arrived + orphaned, "the plane sleeps on receive buffers");
+        for direction in [Direction::ToClient, Direction::ToAgent] {
+            let held = self.refs_of_completions(direction);
+            let pinned = self.mem.leases.refs(direction) - held;
+            let is_waited_for = peers.iter().any(|&at| self.socket(at).is_blocked());
+            assert!(pinned == 0 || is_waited_for, "the plane sleeps on receive buffers");
+        }
+    }
+
+    /// References to receive buffers that completions have, those of closed sockets included.
+    fn refs_of_completions(&mut self, direction: Direction) -> usize {
+        let is_one = |view: &BufView| matches!(view.source, Source::Lease(of, _) if of == direction);
+        let arrived = |arrival: &&Arrival| matches!(arrival, Arrival::Bytes(view) if is_one(view));
+        let peers = self.open_peers();
+        let arrived: usize = peers.iter().map(|&at| self.socket(at).arrived.iter().filter(arrived).count()).sum();
+        arrived + self.orphans.iter().flat_map(|send| &send.views).filter(|view| is_one(view)).count()
     }
 
     /// Owned memory stays under its bound, but for what sessions hold at least and for what was on its way.
@@ -57,10 +69,12 @@ impl World {
 
     fn check_agent(&self, index: usize) {
         let agent = &self.agents[index];
-        assert_eq!(agent.socket.paused, agent.reported_blocked, "paused, and reported blocked");
+        let is_due = agent.reported_blocked || self.is_useless(index);
+        assert_eq!(agent.socket.paused, is_due, "agent {index} is paused, and has reason to be");
         let clients = || agent.clients.iter().map(|&client| &self.clients[client]).filter(|client| client.hears);
         if agent.socket.paused {
-            assert!(clients().any(|client| client.to_client.whole() > 0), "agent {index} is paused for nobody");
+            let owes = |client: &Client| client.to_client.whole() > 0 || client.is_behind();
+            assert!(clients().any(owes), "agent {index} is paused for nobody");
         }
         let bound = self.shape.tuning.session_buffer;
         let full = clients().find(|client| {
@@ -98,9 +112,9 @@ impl World {
 
     fn check_status(&self) {
         for link in self.plane.status() {
-            let paused =
-                self.agents.iter().any(|agent| agent.vm == link.vm && agent.socket.open && agent.socket.paused);
-            assert_eq!(link.blocked_by.is_some(), paused, "blocked in the status of VM {}", link.vm);
+            let blocked =
+                self.agents.iter().any(|agent| agent.vm == link.vm && agent.socket.open && agent.reported_blocked);
+            assert_eq!(link.blocked_by.is_some(), blocked, "blocked in the status of VM {}", link.vm);
             for session in link.sessions {
                 let client = &self.clients[self.seqs[&session.io_base]];
                 assert!(!client.reported_ended, "a session that ended has a status");
@@ -114,21 +128,28 @@ impl World {
         }
     }
 
-    /// Sessions of a send whose agent and whose client are paused.
+    /// Whether reading an agent would serve nobody: all its clients are behind with what they are owed.
+    pub(crate) fn is_useless(&self, index: usize) -> bool {
+        let clients = self.agents[index].clients.iter().map(|&client| &self.clients[client]);
+        let mut clients = clients.filter(|client| !client.reported_ended).peekable();
+        clients.peek().is_some() && clients.all(Client::is_behind)
+    }
+
+    /// Sessions of a send whose agent is blocked and whose client is paused.
     pub(crate) fn held_back(&self, send: &SendOp) -> Vec<(usize, bool, bool)> {
         let paused = |&(client, _): &(usize, usize)| {
             let held = &self.clients[client];
-            (client, self.agents[held.agent].socket.paused, held.socket.paused)
+            (client, self.agents[held.agent].reported_blocked, held.socket.paused)
         };
         send.shares.iter().map(paused).collect()
     }
 
     /// Who was paused and is read again after a send owes half of its bound at most, or nothing whole.
     pub(crate) fn check_released(&self, at: At, held: &[(usize, bool, bool)]) {
-        for &(index, agent_paused, client_paused) in held {
+        for &(index, agent_blocked, client_paused) in held {
             let client = &self.clients[index];
             let agent = &self.agents[client.agent];
-            if matches!(at, At::Client(_)) && agent_paused && !agent.socket.paused && client.hears {
+            if matches!(at, At::Client(_)) && agent_blocked && !agent.reported_blocked && client.hears {
                 let (owed, most) = (&client.to_client, self.shape.tuning.session_buffer / 2);
                 assert!(owed.whole() == 0 || owed.owed() <= most, "client {index} is owed too much to go on");
             }
@@ -156,14 +177,18 @@ impl World {
             assert!(!client.socket.closed, "client {index} left and nobody noticed");
             assert!(!self.agents[client.agent].doomed, "client {index} outlives its agent and is owed nothing");
         }
-        assert!(self.orphans.is_empty() && self.mem.leases.refs() == 0, "receive buffers held at rest");
+        assert!(self.orphans.is_empty() && self.refs() == 0, "receive buffers held at rest");
+    }
+
+    fn refs(&self) -> usize {
+        self.mem.leases.refs(Direction::ToClient) + self.mem.leases.refs(Direction::ToAgent)
     }
 
     /// Everybody is gone: nothing is left.
     pub(crate) fn check_end(&mut self) {
         assert_eq!(self.plane.counts(), (0, 0), "links and sessions at the end");
         assert_eq!(self.mem.chunks.in_use(), 0, "chunks at the end");
-        assert_eq!(self.mem.leases.refs(), 0, "receive buffers at the end");
+        assert_eq!(self.refs(), 0, "receive buffers at the end");
         assert!(self.clients.iter().all(|client| client.reported_ended), "a session has not ended");
         assert!(self.agents.iter().all(|agent| agent.reported_ended), "a link has not ended");
         assert!(self.links.is_empty() && self.sessions.is_empty());

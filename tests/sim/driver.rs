@@ -5,7 +5,6 @@
 
 use std::ops::Range;
 
-use ringway::buf::Source;
 use ringway::limits::{AGENT_SEND_MAX, CHUNK_LEN, SEND_MAX, SEND_PIECES_MAX};
 use ringway::relay::{Effect, Gone, Peer, Report};
 
@@ -21,6 +20,12 @@ impl World {
             Effect::Send { .. } => unreachable!("sends are made by flush"),
             Effect::Pause(peer) => self.pause(self.at(peer)),
             Effect::Resume(peer) => self.resume(self.at(peer)),
+            Effect::WatchRoom(peer) => {
+                let at = self.at(peer);
+                let socket = self.socket(at);
+                assert!(socket.open && socket.send.is_none(), "{at:?} is closed or has a send in flight");
+                socket.watches_room = true;
+            }
             Effect::WatchClose(session) => {
                 let at = self.at(Peer::Client(session));
                 let socket = self.socket(at);
@@ -37,13 +42,14 @@ impl World {
         let due = match at {
             At::Agent(index) => {
                 let bound = self.shape.tuning.session_buffer;
-                self.agents[index].clients.iter().any(|&client| self.clients[client].to_client.owed() >= bound)
+                let mut clients = self.agents[index].clients.iter().map(|&client| &self.clients[client]);
+                clients.any(|client| client.to_client.owed() >= bound) || self.is_useless(index)
             }
             At::Client(index) => {
                 assert!(self.clients[index].speaks, "{at:?} sends nothing and is paused");
                 let client = &self.clients[index];
                 let agent = &self.agents[client.agent].socket;
-                let stuck = agent.send.as_ref().is_some_and(|send| send.wait) && client.shim.is_none();
+                let stuck = agent.is_blocked() && client.shim.is_none();
                 client.input_is_full() || (stuck && client.to_agent.whole() > 0)
             }
         };
@@ -129,15 +135,13 @@ impl World {
         }
     }
 
-    pub(crate) fn start_send(&mut self, peer: Peer, range: Range<usize>, wait: bool) {
+    pub(crate) fn start_send(&mut self, peer: Peer, range: Range<usize>) {
         let at = self.at(peer);
         let views = self.plane.views(range).to_vec();
         let bytes: Vec<u8> = views.iter().flat_map(|&view| self.mem.bytes(view)).copied().collect();
-        self.note(Step::Send(at, bytes.len(), wait));
+        self.note(Step::Send(at, bytes.len()));
         self.progress += 1;
         assert!(views.len() <= SEND_PIECES_MAX, "a send of {} pieces", views.len());
-        let owned = views.iter().all(|view| matches!(view.source, Source::Chunk(_)));
-        assert!(owned || !wait, "a send from receive buffers waits");
         let mut replies = false;
         let shares = match at {
             At::Agent(index) => self.plan_to_agent(index, &bytes),
@@ -152,7 +156,7 @@ impl World {
         views.iter().for_each(|view| self.mem.retain(view.source));
         let socket = self.socket(at);
         assert!(socket.open && socket.send.is_none(), "{at:?} has a send in flight or is closed");
-        socket.send = Some(SendOp { views, shares, replies, total: bytes.len(), moved: 0, wait, done: None });
+        socket.send = Some(SendOp { views, shares, replies, total: bytes.len(), moved: 0, done: None });
     }
 
     fn plan_to_client(&mut self, index: usize, bytes: &[u8]) -> Vec<(usize, usize)> {
@@ -193,21 +197,30 @@ impl World {
             }
             at += len;
         }
-        self.check_turns(index, &shares);
         shares
     }
 
-    /// A session with a whole frame for its agent is in every so-manieth send.
-    fn check_turns(&mut self, index: usize, shares: &[(usize, usize)]) {
+    /// A session with a whole frame for its agent has its turn before others have had many bytes taken.
+    pub(crate) fn check_turns(&mut self, index: usize, send: &SendOp) {
         let live: Vec<usize> = self.agents[index].clients.clone();
         let live: Vec<usize> = live.into_iter().filter(|&client| !self.clients[client].reported_ended).collect();
+        let mut served = Vec::new();
+        let mut begin = 0;
+        for &(client, len) in &send.shares {
+            if begin < send.moved {
+                served.push(client);
+            }
+            begin += len;
+        }
+        let most = 2 * AGENT_SEND_MAX + 2 * live.len() * self.shape.tuning.agent_frame_max as usize;
         for &client in &live {
             let may_write = self.clients[client].shim.as_ref().is_none_or(|shim| shim.started);
-            let owed = &mut self.clients[client].to_agent;
-            let served = shares.iter().any(|share| share.0 == client);
+            let served = served.contains(&client);
             assert!(may_write || !served, "input before its process runs");
-            owed.passed_over = if served || !may_write || !owed.has_unplanned() { 0 } else { owed.passed_over + 1 };
-            assert!(owed.passed_over <= 2 * live.len() + 2, "client {client} does not get its turn");
+            let owed = &mut self.clients[client].to_agent;
+            owed.passed_over =
+                if served || !may_write || owed.whole() == 0 { 0 } else { owed.passed_over + send.moved };
+            assert!(owed.passed_over <= most, "client {client} does not get its turn");
         }
     }
 }

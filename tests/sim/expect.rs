@@ -92,6 +92,7 @@ impl World {
                 for &(client, _) in &send.shares {
                     self.clients[client].to_agent.report();
                 }
+                self.check_turns(index, send);
                 let torn = send.shares.iter().find(|&&(client, _)| self.clients[client].to_agent.torn() > 0);
                 self.agents[index].torn = torn.map(|share| share.0);
                 if matches!(sent, Sent::Failed(_)) {

@@ -1,7 +1,6 @@
 //! The simulated kernel: receives into the groups' buffers, sends into sockets with little room.
 //!
-//! The asymmetry to know: a try ends within the turn that reaps it and may take anything from nothing to all; a send
-//! that waits ends whole or fails, and reads its memory when the peer makes room, not when it is made.
+//! The asymmetry to know: a send ends within the turn that reaps it and may take anything from nothing to all.
 
 use ringway::buf::Direction;
 
@@ -33,7 +32,12 @@ impl World {
             if self.healed || self.random.percent(60) {
                 self.move_send(at);
             }
+            let tell = self.healed || self.random.percent(60);
             let socket = self.socket(at);
+            if tell && socket.watches_room && socket.has_room() {
+                socket.watches_room = false;
+                socket.arrived.push_back(Arrival::Room);
+            }
             if socket.watched && socket.closed {
                 socket.watched = false;
                 socket.arrived.push_back(Arrival::HangUp);
@@ -141,9 +145,7 @@ impl World {
         self.progress += u64::from(now > 0);
         self.take(at, now);
         let send = self.socket(at).send.as_mut().expect("it is there");
-        if !send.wait || send.moved == send.total {
-            send.done = Some(true);
-        }
+        send.done = Some(true);
     }
 
     /// The socket takes the next `n` bytes of its send, which must be what the model says.

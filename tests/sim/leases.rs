@@ -133,9 +133,9 @@ impl SimLeases {
         group.free.len() + usize::from(group.current.is_some())
     }
 
-    /// References held by anybody.
-    pub(crate) fn refs(&self) -> usize {
-        self.groups.iter().flat_map(|group| &group.bufs).map(|buf| buf.refs as usize).sum()
+    /// References held by anybody to buffers of a direction.
+    pub(crate) fn refs(&self, direction: Direction) -> usize {
+        self.groups[index(direction)].bufs.iter().map(|buf| buf.refs as usize).sum()
     }
 
     /// Spoils one byte of a received view.
@@ -159,6 +159,10 @@ impl Leases for SimLeases {
         assert!(lease.refs > 0, "buffer {buf} written by somebody who does not hold it");
         assert!(range.end <= lease.fill, "buffer {buf} written behind what was received");
         &mut lease.data[range]
+    }
+
+    fn is_scarce(&self, direction: Direction) -> bool {
+        self.credits(direction) * 2 < self.groups[index(direction)].bufs.len()
     }
 
     fn retain(&mut self, direction: Direction, buf: u16) {

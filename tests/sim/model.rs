@@ -119,7 +119,7 @@ pub(crate) struct Owed {
     pub(crate) planned: usize,
     /// Where the frame begins that `taken` is in.
     border: usize,
-    /// Sends to the peer without a byte of this, while it had a whole frame.
+    /// Bytes the agent took of others while it had a whole frame of this to take.
     pub(crate) passed_over: usize,
     /// Frames received for it, as they were.
     pub(crate) frames: u64,

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use ringway::buf::BufView;
 use ringway::relay::{LinkId, SessionId};
 
+use crate::kernel::UNIX_PIECE;
 use crate::model::{Owed, Reader};
 use crate::shim::Shim;
 
@@ -29,6 +30,8 @@ pub(crate) enum Arrival {
     Reset,
     /// A watched peer closed.
     HangUp,
+    /// There is room for a send, or the peer is gone.
+    Room,
 }
 
 /// A send in flight. It holds a reference to each view.
@@ -42,7 +45,6 @@ pub(crate) struct SendOp {
     pub(crate) total: usize,
     /// Bytes the socket holds or the peer has read.
     pub(crate) moved: usize,
-    pub(crate) wait: bool,
     /// Its completion is there; `false`: the peer was gone.
     pub(crate) done: Option<bool>,
 }
@@ -77,6 +79,8 @@ pub(crate) struct Socket {
     /// Its end has been received.
     pub(crate) ended: bool,
     pub(crate) watched: bool,
+    /// To be told when there is room.
+    pub(crate) watches_room: bool,
     pub(crate) arrived: VecDeque<Arrival>,
     pub(crate) send: Option<SendOp>,
 }
@@ -100,6 +104,7 @@ impl Socket {
             heard: false,
             ended: false,
             watched: false,
+            watches_room: false,
             arrived: VecDeque::new(),
             send: None,
         }
@@ -116,7 +121,17 @@ impl Socket {
     }
 
     pub(crate) fn is_trying(&self) -> bool {
-        self.open && self.send.as_ref().is_some_and(|send| !send.wait)
+        self.open && self.send.is_some()
+    }
+
+    /// Whether its last send came short and it has not been told of room since.
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.open && (self.watches_room || self.arrived.contains(&Arrival::Room))
+    }
+
+    /// Whether a send would be taken, at least in part.
+    pub(crate) fn has_room(&self) -> bool {
+        self.closed || self.room - self.unread >= if self.unix { UNIX_PIECE } else { 1 }
     }
 }
 

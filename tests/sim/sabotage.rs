@@ -25,6 +25,8 @@ pub(crate) enum Crime {
     ReleaseTwice,
     /// A peer is not received from again.
     LoseResume,
+    /// Room is not reported.
+    LoseRoom,
 }
 
 /// Commits one crime, after a few chances to.
@@ -103,6 +105,7 @@ fn references_kept_or_dropped_are_noticed() {
 }
 
 #[test]
-fn lost_resumes_are_noticed() {
+fn lost_wake_ups_are_noticed() {
     is_noticed(Crime::LoseResume);
+    is_noticed(Crime::LoseRoom);
 }

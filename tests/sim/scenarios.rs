@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use ringway::limits::TO_AGENT_BUFFER;
+use ringway::limits::{AGENT_SEND_LEAST, TO_AGENT_BUFFER};
 
 use crate::leases::GroupShape;
 use crate::model::{HEADER, frame};
@@ -84,7 +84,8 @@ fn a_reader_that_stops_stalls_nobody_until_its_bound() {
         world.writes(agent, slow, 4_000);
         world.writes(agent, quick, 4_000);
         frames += 1;
-        world.turns(2);
+        // Two to receive and send, two more where receive buffers must be freed first.
+        world.turns(4);
         assert_eq!(world.taken(quick), frames * (HEADER + 4_000), "the quick one waits for the slow one");
     }
     let At::Client(index) = slow else { unreachable!() };
@@ -315,6 +316,24 @@ fn a_client_that_takes_every_try_is_owed_no_more_than_its_bound() {
         most = most.max(world.clients[0].to_client.owed());
     }
     assert!(most < 2 * 64 * 1024 + 32 * 1024, "owed {most} bytes");
+    world.ends_well();
+}
+
+/// Found by seeds: an agent that took little at a time was offered so much that its other clients waited for all of
+/// it to be taken.
+#[test]
+fn behind_a_slow_agent_everybody_has_his_turn_soon() {
+    let mut world = World::scripted(Shape { unix_agents: false, agent_room: 5_000, ..Shape::calm() });
+    let (agent, clients) = world.family(2);
+    (0..100).for_each(|_| world.writes(clients[0], clients[0], 3_000));
+    world.turns(20);
+    let before = world.taken(agent);
+    world.writes(clients[1], clients[1], 10);
+    while world.clients[1].to_agent.taken == 0 {
+        world.turns(1);
+    }
+    let taken = world.taken(agent) - before;
+    assert!(taken <= 2 * AGENT_SEND_LEAST, "{taken} bytes of the other one were taken first");
     world.ends_well();
 }
 

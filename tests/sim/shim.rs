@@ -7,7 +7,8 @@
 use std::collections::VecDeque;
 
 use ringway::limits::{
-    CC2_MESSAGE_MAX, SHIM_INPUT_BUFFER, SHIM_MESSAGES_MAX, SHIM_REPLIES_BUFFER, STREAM_FRAME_MAX, TO_AGENT_BUFFER,
+    CC2_MESSAGE_MAX, SEND_MAX, SHIM_INPUT_BUFFER, SHIM_MESSAGES_MAX, SHIM_REPLIES_BUFFER, STREAM_FRAME_MAX,
+    TO_AGENT_BUFFER,
 };
 use ringway::relay::Gone;
 
@@ -239,6 +240,15 @@ impl Client {
             shim.told = true;
             self.to_client.push(&frame(NOTIFICATION, 0, 0, &[status]));
         }
+    }
+
+    /// Whether it takes nothing just now, or gets less than there is.
+    pub(crate) fn is_behind(&self) -> bool {
+        let replies = self.shim.as_ref().map_or(0, |shim| shim.replies.whole());
+        let owed = self.to_client.whole() + replies;
+        let is_more = self.socket.send.as_ref().is_some_and(|send| owed >= send.total + SEND_MAX);
+        let is_given_up = self.shim.as_ref().is_some_and(|shim| shim.released);
+        (self.socket.is_blocked() || is_more) && !is_given_up
     }
 
     pub(crate) fn input_bound(&self) -> usize {

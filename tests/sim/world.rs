@@ -35,7 +35,7 @@ pub(crate) enum Step {
     Deliver(At, Arrival),
     Sent(At, Sent),
     Effect(Effect),
-    Send(At, usize, bool),
+    Send(At, usize),
     Note(&'static str),
 }
 
@@ -223,8 +223,14 @@ impl World {
     pub(crate) fn turn(&mut self) {
         self.turns += 1;
         self.note(Step::Turn(self.turns));
+        let is_short = self.starved.iter().any(|queue| !queue.is_empty()) && self.plane.pins();
         self.run_kernel();
+        let before = self.progress;
         self.reap();
+        if is_short && self.progress == before {
+            self.plane.relieve(&mut self.mem);
+            self.progress += 1;
+        }
         self.flush();
         self.audit();
     }
@@ -271,6 +277,8 @@ impl World {
         let failed = || Gone::Error("reset".to_owned());
         match (arrival, at) {
             (Arrival::Bytes(view), _) => return self.deliver_bytes(at, view),
+            (Arrival::Room, _) if self.saboteur.strikes(Crime::LoseRoom) => {}
+            (Arrival::Room, _) => self.plane.room(peer),
             (Arrival::End, At::Agent(index)) => {
                 self.expect_link_death(index);
                 self.plane.gone(&mut self.mem, peer, Gone::Closed);
@@ -390,7 +398,7 @@ impl World {
         self.saboteur.swap_sends(&mut effects);
         for effect in effects {
             match effect {
-                Effect::Send { peer, views, wait } => self.start_send(peer, views, wait),
+                Effect::Send { peer, views } => self.start_send(peer, views),
                 other => self.carry_out_one(other),
             }
         }
