@@ -25,6 +25,7 @@ fn new_clients_are_refused_while_it_stops() {
     let mut client = scene.daemon.client();
     let mut guest = Guest::boot(&scene.daemon, &mut client, "owing");
     let mut session = client.allocate(1);
+    let _other = client.allocate(1);
     // More than the sockets hold: the daemon waits for this client.
     let len = 4 << 20;
     pattern(3, len).chunks(8_192).for_each(|payload| guest.send(session.base, payload));

@@ -30,15 +30,17 @@ fn refuses_to_start(mut command: std::process::Command) -> String {
 }
 
 /// A VM whose session owes its client this much, which the client has not read.
-fn owing(scene: &mut Scene, client: &mut Client, len: usize) -> super::client::Session {
+fn owing(scene: &mut Scene, client: &mut Client, len: usize) -> [super::client::Session; 2] {
     let mut guest = Guest::boot(&scene.daemon, client, "owing");
     let session = client.allocate(1);
+    // It could have output any time, so that the VM is read although the other one's client is behind.
+    let idle = client.allocate(1);
     pattern(7, len).chunks(8_192).for_each(|payload| guest.send(session.base, payload));
     // Whole frames counted: all of it has arrived.
     let frames = len.div_ceil(8_192) as u64;
     let has_all = |session: &ringway::wire::admin::SessionStatus| session.to_client.frames == frames;
     until("all of it received", || scene.daemon.session(session.base).filter(has_all));
-    session
+    [session, idle]
 }
 
 #[test]
@@ -46,7 +48,7 @@ fn sigterm_flushes_what_is_owed_to_a_client_that_reads() {
     let mut scene = Scene::set(&["--stop-timeout", "3600"]);
     let mut client = scene.daemon.client();
     let len = 4 << 20;
-    let mut session = owing(&mut scene, &mut client, len);
+    let [mut session, _idle] = owing(&mut scene, &mut client, len);
     scene.daemon.signal(Signal::SIGTERM);
     scene.daemon.logged(&["stopping", "SIGTERM"]);
     assert!(session.take(len) == pattern(7, len));
@@ -60,7 +62,7 @@ fn sigterm_flushes_what_is_owed_to_a_client_that_reads() {
 fn sigterm_waits_for_a_client_that_never_reads_for_a_bounded_time_only() {
     let mut scene = Scene::set(&["--stop-timeout", "1"]);
     let mut client = scene.daemon.client();
-    let _session = owing(&mut scene, &mut client, 4 << 20);
+    let _sessions = owing(&mut scene, &mut client, 4 << 20);
     scene.daemon.stop();
     scene.daemon.logged(&["WARN", "some clients have not read"]);
 }
@@ -76,7 +78,7 @@ fn sigint_stops_it_too() {
 fn a_second_signal_ends_it_at_once() {
     let mut scene = Scene::set(&["--stop-timeout", "3600"]);
     let mut client = scene.daemon.client();
-    let _session = owing(&mut scene, &mut client, 4 << 20);
+    let _sessions = owing(&mut scene, &mut client, 4 << 20);
     scene.daemon.signal(Signal::SIGTERM);
     scene.daemon.logged(&["stopping", "SIGTERM"]);
     assert!(scene.daemon.is_running());
@@ -89,7 +91,7 @@ fn new_work_is_refused_while_it_stops() {
     let mut scene = Scene::set(&["--stop-timeout", "3600"]);
     let mut client = scene.daemon.client();
     let len = 4 << 20;
-    let mut session = owing(&mut scene, &mut client, len);
+    let [mut session, _idle] = owing(&mut scene, &mut client, len);
     scene.daemon.signal(Signal::SIGTERM);
     scene.daemon.logged(&["stopping"]);
     // The signal's effect and this request may cross: what counts is that it is refused in the end.

@@ -1,8 +1,9 @@
 //! Frames: cut, whole, in order, to whoever reads, past whoever does not.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::thread;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -141,6 +142,8 @@ fn what_was_received_before_a_vm_died_reaches_its_client() {
     let mut client = scene.daemon.client();
     let mut guest = Guest::boot(&scene.daemon, &mut client, "vm");
     let mut session = client.allocate(1);
+    // It could have output any time, so that the VM is read although the other one's client is behind.
+    let idle = client.allocate(1);
     let sent = pattern(1, 2 << 20);
     sent.chunks(8_000).for_each(|payload| guest.send(session.base, payload));
     guest.io.write_all(&frame(session.base, b"half of this is never sent")[..20]).unwrap();
@@ -148,6 +151,42 @@ fn what_was_received_before_a_vm_died_reaches_its_client() {
     scene.daemon.logged(&["VM lost", "vm=\"vm\""]);
     until("draining", || scene.daemon.session(session.base).filter(|session| session.state == "draining"));
     assert!(session.take(sent.len()) == sent);
+    session.expect_end();
+    client.bye("vm").unwrap();
+    drop((client, session, idle));
+    scene.is_sound();
+}
+
+/// A VM is not read while its only client is behind: what its socket holds then is received after it has died.
+#[test]
+fn what_a_vm_had_written_before_it_died_reaches_its_only_client() {
+    let mut scene = Scene::set(&[]);
+    let mut client = scene.daemon.client();
+    let mut guest = Guest::boot(&scene.daemon, &mut client, "vm");
+    let mut session = client.allocate(1);
+    let sent = pattern(1, 16 << 20);
+    let mut frames = sent.chunks(8_000).map(|payload| (payload.len(), frame(session.base, payload)));
+    guest.io.set_nonblocking(true).unwrap();
+    let mut written = 0;
+    let mut refusals = 0;
+    let (mut len, mut rest) = frames.next().unwrap();
+    while refusals < 20 {
+        match guest.io.write(&rest) {
+            Ok(n) => drop(rest.drain(..n)),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                refusals += 1;
+                thread::sleep(Duration::from_millis(10));
+            }
+            Err(error) => panic!("{error}"),
+        }
+        if rest.is_empty() {
+            written += len;
+            (len, rest) = frames.next().expect("the VM is not read for ever");
+        }
+    }
+    drop(guest);
+    scene.daemon.logged(&["VM lost", "vm=\"vm\""]);
+    assert!(session.take(written) == sent[..written]);
     session.expect_end();
     client.bye("vm").unwrap();
     drop((client, session));
