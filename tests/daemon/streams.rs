@@ -314,6 +314,8 @@ fn a_reader_past_the_session_buffer_holds_back_its_vm_alone_until_it_reads() {
     let mut client = scene.daemon.client();
     let guest = Guest::boot(&scene.daemon, &mut client, "held");
     let mut stopped = client.allocate(1);
+    // It could have output any time, so that the VM is read although the other one's client is behind.
+    let idle = client.allocate(1);
     let len = 4 << 20;
     let (mut io, base) = (guest.io.try_clone().unwrap(), stopped.base);
     let sender = thread::spawn(move || {
@@ -335,7 +337,7 @@ fn a_reader_past_the_session_buffer_holds_back_its_vm_alone_until_it_reads() {
     sender.join().unwrap();
     until("read again", || scene.daemon.vm("held").filter(|vm| vm.blocked_by.is_none()));
     client.bye("held").unwrap();
-    drop((client, stopped, guest));
+    drop((client, stopped, idle, guest));
     scene.is_sound();
 }
 
