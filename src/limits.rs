@@ -86,9 +86,6 @@ pub const SHIM_AT_RISK: u64 = 208 * 1024;
 /// Seconds a process's start waits for its shim, and a shim's input and signals for the process (`--shim-patience`).
 pub const SHIM_PATIENCE_SECS: u64 = 30;
 
-/// Messages of a shim that wait for its door: as many as a shard lets be under way, and one to spare.
-pub const MESSAGES_BUFFER: usize = SHIM_MESSAGES_MAX as usize + 1;
-
 /// Events of an agent that wait to be looked at; more are skipped, with a line in the log.
 pub const AGENT_EVENTS_MAX: usize = 4_096;
 

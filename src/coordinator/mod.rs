@@ -4,6 +4,7 @@
 //! Doors call [`Coordinator`]'s methods; each returns what the client is told. The asymmetry to know: a VM has two
 //! channels and dies with either; whichever end is seen first, `Coordinator::lost` ends the other.
 
+mod backlog;
 mod channel;
 mod console;
 pub mod control;
@@ -27,8 +28,9 @@ use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info, warn};
 
+pub use self::backlog::Backlog;
 pub use self::registry::{RequestError, VmRef};
-pub use self::shims::ShimLink;
+pub use self::shims::{Attendant, Mover, ShimLink};
 
 use self::channel::Channel;
 use self::registry::{Registry, VmState};
@@ -118,7 +120,7 @@ impl Coordinator {
         self.0.counters.set(counters);
     }
 
-    /// A client connected (`1`) or left (`-1`).
+    /// A client connected (`1`), or left or became a shim (`-1`).
     pub fn client_count(&self, change: i64) {
         self.0.clients.set(self.0.clients.get().saturating_add_signed(change));
     }
@@ -504,7 +506,7 @@ impl Coordinator {
             pid: std::process::id(),
             uptime_ms: u64::try_from(self.0.began.elapsed().as_millis()).unwrap_or(u64::MAX),
             socket: self.0.settings.socket.clone(),
-            clients: self.0.clients.get(),
+            clients: self.0.clients.get() + self.0.tokens.borrow().claimed(),
             cpu_us: usage::cpu_us(),
             memory_bytes: usage::memory_bytes(),
             open_fds: usage::open_fds(),
