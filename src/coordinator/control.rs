@@ -183,7 +183,8 @@ impl Control {
             && let Some(ticket) = command.ticket.take()
         {
             command.overdue = true;
-            let error = CommandError::Overdue { command: command.code.name(), after: command.deadline - command.since };
+            let after = command.deadline.saturating_sub(command.since);
+            let error = CommandError::Overdue { command: command.code.name(), after };
             self.actions.push(Action::Answer(ticket, Err(error)));
         }
         let blocking = self.in_flight.as_ref().map_or("startup", |command| command.code.name());
@@ -191,7 +192,8 @@ impl Control {
         self.queue.retain(|pending| {
             let overdue = pending.deadline <= now;
             if overdue {
-                let error = CommandError::NoTurn { command: blocking, after: pending.deadline - pending.since };
+                let after = pending.deadline.saturating_sub(pending.since);
+                let error = CommandError::NoTurn { command: blocking, after };
                 actions.push(Action::Answer(pending.ticket, Err(error)));
             }
             !overdue
@@ -362,6 +364,19 @@ mod tests {
         control.submit(1, Code::Ping, b"", Duration::ZERO, SECOND);
         control.tick(SECOND);
         assert_eq!(control.command(), Some(("ping", true)));
+    }
+
+    #[test]
+    fn commands_that_come_after_their_deadline_are_answered() {
+        let mut control = up();
+        for ticket in [1, 2] {
+            control.submit(ticket, Code::Ping, b"", 2 * SECOND, SECOND);
+        }
+        control.tick(2 * SECOND);
+        let overdue = CommandError::Overdue { command: "ping", after: Duration::ZERO };
+        let no_turn = CommandError::NoTurn { command: "ping", after: Duration::ZERO };
+        let actions = control.take_actions();
+        assert_eq!(actions[1..], [Action::Answer(1, Err(overdue)), Action::Answer(2, Err(no_turn))]);
     }
 
     #[test]
