@@ -165,6 +165,9 @@ impl Control {
             return;
         }
         let Some(Pending { ticket, code, bytes, since, deadline }) = self.queue.pop_front() else { return };
+        if self.queue.is_empty() {
+            self.queue = VecDeque::new();
+        }
         debug_assert!(since <= now, "submitted before it is sent");
         self.in_flight = Some(InFlight { code, ticket: Some(ticket), overdue: false, since, deadline });
         self.actions.push(Action::Write(bytes));
@@ -229,6 +232,11 @@ impl Control {
     pub fn command(&self) -> Option<(&'static str, bool)> {
         let command = self.in_flight.as_ref()?;
         Some((command.code.name(), command.overdue))
+    }
+
+    /// Bytes of memory it holds beyond its own size.
+    pub fn memory(&self) -> usize {
+        self.queue.capacity() * size_of::<Pending>() + self.actions.capacity() * size_of::<Action>()
     }
 
     /// Commands that wait for their turn.

@@ -24,7 +24,7 @@ use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
 use tokio::net::UnixStream;
-use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
+use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info, warn};
 
@@ -143,7 +143,7 @@ impl Coordinator {
             Ok(()) => {
                 self.count(|counters| counters.vms_added += 1);
                 info!(
-                    vm = vm.id,
+                    vm = vm.id(),
                     pid = client.pid,
                     uid = client.uid,
                     ctl = ctl_serial,
@@ -154,7 +154,7 @@ impl Coordinator {
             }
             Err(error) => {
                 self.0.registry.borrow_mut().remove(vm.key);
-                warn!(vm = vm.id, pid = client.pid, uid = client.uid, %error, "hello failed");
+                warn!(vm = vm.id(), pid = client.pid, uid = client.uid, %error, "hello failed");
                 Err(error)
             }
         }
@@ -166,13 +166,13 @@ impl Coordinator {
         let io = self.connect(vm, io, client, deadline).await?;
         let io = into_blocking(io).map_err(|error| RequestError::Resources(error.to_string()))?;
         let (ready, is_ready) = oneshot::channel();
-        let (events, agent_events) = mpsc::channel(AGENT_EVENTS_MAX);
-        let (channel, handle) = Channel::new(&vm.id, ctl, ready, events);
-        tokio::task::spawn_local(self.clone().take_agent_events(vm.key, agent_events));
-        let (coordinator, reference) = (self.clone(), vm.clone());
+        let (mut channel, handle) = Channel::new(Rc::clone(&vm.id), ctl, ready);
+        let events = AgentEvents { coordinator: self.clone(), vm: vm.key, waiting: Backlog::default() };
+        let events = Rc::new(events);
         tokio::task::spawn_local(async move {
-            if let Some(why) = channel.run().await {
-                coordinator.lost(reference.key, &why).await;
+            if let Some(why) = channel.run(|event| events.take(event)).await {
+                // Boxed: it happens once, and every VM has this task.
+                Box::pin(events.coordinator.lost(events.vm, &why)).await;
             }
         });
         match timeout_at(deadline, is_ready).await {
@@ -187,16 +187,16 @@ impl Coordinator {
                     .borrow_mut()
                     .usable(vm)
                     .err()
-                    .unwrap_or(RequestError::Unknown(vm.id.clone())));
+                    .unwrap_or(RequestError::Unknown(vm.id.to_string())));
             }
             Err(_) => {
                 let seconds = self.0.settings.deadline.as_secs();
-                return Err(RequestError::NotReady { id: vm.id.clone(), seconds });
+                return Err(RequestError::NotReady { id: vm.id.to_string(), seconds });
             }
         }
         if fds::has_hung_up(io.as_fd()).map_err(out_of)? {
             let why = "the agent closed its stream channel before it was ready".to_owned();
-            return Err(RequestError::Gone { id: vm.id.clone(), why });
+            return Err(RequestError::Gone { id: vm.id.to_string(), why });
         }
         let shard = {
             let mut registry = self.0.registry.borrow_mut();
@@ -225,12 +225,12 @@ impl Coordinator {
         client: PeerCredentials,
         deadline: Instant,
     ) -> Result<UnixStream, RequestError> {
-        let refused = |why: String| RequestError::Connect { id: vm.id.clone(), path: path.to_owned(), why };
+        let refused = |why: String| RequestError::Connect { id: vm.id.to_string(), path: path.to_owned(), why };
         let opened = timeout_at(deadline, self.open(path, client)).await;
         let opened = opened.map_err(|_| refused("opening it takes too long".to_owned()))?.map_err(out_of)?;
         let socket = opened.map_err(|why| match why {
             PathError::Open { errno: errno @ (Errno::EMFILE | Errno::ENFILE), .. } => out_of(errno.into()),
-            why => RequestError::Path { id: vm.id.clone(), why: why.to_string() },
+            why => RequestError::Path { id: vm.id.to_string(), why: why.to_string() },
         })?;
         loop {
             match UnixStream::connect(socket.address()).await {
@@ -294,7 +294,7 @@ impl Coordinator {
         })?;
         self.count(|counters| counters.sessions_opened += 1);
         self.post(shard, Order::OpenSession { vm: vm.key, base, streams, fd: ours }).await;
-        debug!(vm = vm.id, session = base.0, streams, "session allocated");
+        debug!(vm = vm.id(), session = base.0, streams, "session allocated");
         Ok((base, theirs))
     }
 
@@ -309,12 +309,12 @@ impl Coordinator {
             return Err(RequestError::MessageTooLong(len));
         }
         let control = self.0.registry.borrow_mut().usable(vm)?.control.clone();
-        let control = control.ok_or_else(|| RequestError::Unknown(vm.id.clone()))?;
+        let control = control.ok_or_else(|| RequestError::Unknown(vm.id.to_string()))?;
         let deadline = Instant::now() + self.0.settings.deadline;
         let answer = control.command(code, payload, deadline).await;
         if let Err(error @ (control::CommandError::Overdue { .. } | control::CommandError::NoTurn { .. })) = &answer {
             self.count(|counters| counters.commands_overdue += 1);
-            warn!(vm = vm.id, %error, "the agent does not answer");
+            warn!(vm = vm.id(), %error, "the agent does not answer");
         }
         if let Err(control::CommandError::Gone(_)) = &answer
             && let Err(gone @ RequestError::Gone { .. }) = self.0.registry.borrow_mut().usable(vm)
@@ -372,12 +372,6 @@ impl Coordinator {
         self.forget_if_hidden(key);
         // Its last output may still be in the kernel when its control channel is seen to end.
         self.post(shard, Order::FinishLink { vm: key }).await;
-    }
-
-    async fn take_agent_events(self, key: u64, mut events: mpsc::Receiver<Message>) {
-        while let Some(event) = events.recv().await {
-            self.agent_event(key, event).await;
-        }
     }
 
     /// The proxy socket's address for shims.
@@ -538,6 +532,32 @@ impl Coordinator {
     }
 }
 
+/// What a VM's agent reports of its own accord, one event behind the other.
+#[derive(Debug)]
+struct AgentEvents {
+    coordinator: Coordinator,
+    vm: u64,
+    waiting: Backlog<Message>,
+}
+
+impl AgentEvents {
+    /// Takes an event in; `false` when too many wait.
+    fn take(self: &Rc<AgentEvents>, event: Message) -> bool {
+        if self.waiting.len() >= AGENT_EVENTS_MAX {
+            return false;
+        }
+        if self.waiting.add(event) {
+            let events = Rc::clone(self);
+            tokio::task::spawn_local(async move {
+                while let Some(event) = events.waiting.next() {
+                    events.coordinator.agent_event(events.vm, event).await;
+                }
+            });
+        }
+        true
+    }
+}
+
 fn vm_status(id: &str, vm: &registry::Vm) -> VmStatus {
     let channel = vm.control.as_ref().map(channel::ControlHandle::status).unwrap_or_default();
     let state = match &vm.state {
@@ -550,8 +570,8 @@ fn vm_status(id: &str, vm: &registry::Vm) -> VmStatus {
         id: id.to_owned(),
         state: state.to_owned(),
         shard: u32::try_from(vm.shard).unwrap_or(u32::MAX),
-        ctl: vm.ctl.clone(),
-        io: vm.io.clone(),
+        ctl: vm.ctl.to_string(),
+        io: vm.io.to_string(),
         command: channel.command.map(|(name, _)| name.to_owned()),
         commands_queued: channel.queued as u64,
         ..VmStatus::default()

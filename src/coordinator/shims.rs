@@ -131,7 +131,7 @@ impl Coordinator {
             let deadline = Instant::now() + coordinator.0.settings.deadline;
             match coordinator.connect(&vm, &path, client, deadline).await {
                 Ok(stream) => super::console::log_lines(&vm.id, stream).await,
-                Err(error) => warn!(vm = vm.id, %error, "the VM's console cannot be read"),
+                Err(error) => warn!(vm = vm.id(), %error, "the VM's console cannot be read"),
             }
         });
     }
@@ -365,7 +365,7 @@ impl Coordinator {
     fn reference(&self, key: u64) -> Result<VmRef, RequestError> {
         let mut registry = self.0.registry.borrow_mut();
         let (id, _) = registry.by_key(key).ok_or_else(|| RequestError::Unknown(format!("#{key}")))?;
-        Ok(VmRef { key, id: id.to_owned() })
+        Ok(VmRef { key, id: id.into() })
     }
 
     async fn window_size(
