@@ -101,8 +101,20 @@ pub const SESSIONS_PER_VM: usize = 8_192;
 /// Bytes of owned memory all sessions of the daemon may hold together (`--total-buffer`).
 pub const TOTAL_BUFFER: usize = 1024 * 1024 * 1024;
 
-/// Free chunks a shard keeps for reuse; what is freed beyond goes back to the allocator.
-pub const SPARE_CHUNKS: usize = 32;
+/// Free chunks a shard at rest keeps for reuse.
+pub const SPARE_CHUNKS: usize = 4;
+
+/// Sends that are not in flight and whose memory a shard keeps for reuse.
+pub const SPARE_SENDS: usize = 32;
+
+/// Turns after which a busy shard gives the free chunks back that it has not needed meanwhile.
+pub const TRIM_TURNS: u64 = 4_096;
+
+/// Milliseconds without any event after which a shard is at rest and gives back what only traffic needs.
+pub const REST_MS: u64 = 1_000;
+
+/// Bytes received into buffers of one direction that make it worth giving their memory back at rest.
+pub const REST_BYTES: u64 = 128 * 1024;
 
 /// Receive buffers of the to-client direction, per shard: count and bytes of each (together 512 KiB, inside L2).
 pub const TO_CLIENT_BUFFERS: (u16, u32) = (8, 64 * 1024);

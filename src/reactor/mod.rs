@@ -15,6 +15,7 @@ mod wake;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use nix::errno::Errno;
@@ -30,7 +31,7 @@ pub use self::wake::Waker;
 use self::send_op::SendOp;
 use self::sockets::{Receive, Sockets};
 use crate::buf::{BufView, ChunkPool, Direction, Memory};
-use crate::limits::{SPARE_CHUNKS, TO_AGENT_BUFFERS, TO_AGENT_BUFFERS_INCREMENTAL, TO_CLIENT_BUFFERS};
+use crate::limits::{SPARE_CHUNKS, SPARE_SENDS, TO_AGENT_BUFFERS, TO_AGENT_BUFFERS_INCREMENTAL, TO_CLIENT_BUFFERS};
 
 /// Submission and completion entries of a shard's ring.
 const SUBMISSIONS: u32 = 1_024;
@@ -267,17 +268,50 @@ impl Reactor {
     /// # Errors
     /// The kernel refused the ring itself, which a running daemon does not survive.
     pub fn turn(&mut self, wait: bool, events: &mut Vec<Event>) -> io::Result<()> {
+        self.enter(wait, None, events).map(drop)
+    }
+
+    /// Like a turn that waits, but for so long at most; `false` when nothing completed in that time.
+    ///
+    /// # Errors
+    /// As for [`Reactor::turn`].
+    pub fn nap(&mut self, most: Duration, events: &mut Vec<Event>) -> io::Result<bool> {
+        let most = types::Timespec::from(most);
+        self.enter(true, Some(&most), events)
+    }
+
+    fn enter(&mut self, wait: bool, most: Option<&types::Timespec>, events: &mut Vec<Event>) -> io::Result<bool> {
         self.feed_starved();
         self.mem.leases.to_client.publish();
         self.mem.leases.to_agent.publish();
         let wait = self.queue_postponed() && wait;
-        match self.ring.0.submit_and_wait(usize::from(wait)) {
-            Ok(_) => {}
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}
-            Err(error) => return Err(error),
-        }
+        let submitter = self.ring.0.submitter();
+        let entered = match most {
+            Some(most) => submitter.submit_with_args(usize::from(wait), &types::SubmitArgs::new().timespec(most)),
+            None => submitter.submit_and_wait(usize::from(wait)),
+        };
+        let completed = match entered.map_err(|error| (error.raw_os_error(), error)) {
+            Ok(_) | Err((Some(libc::EINTR | libc::EBUSY | libc::EAGAIN), _)) => true,
+            Err((Some(libc::ETIME), _)) => false,
+            Err((_, error)) => return Err(error),
+        };
         self.reap(events);
-        Ok(())
+        Ok(completed)
+    }
+
+    /// Whether it holds memory that only traffic needs.
+    pub fn has_surplus(&self) -> bool {
+        let BufPool { to_client, to_agent } = &self.mem.leases;
+        self.mem.chunks.spare() > SPARE_CHUNKS || to_client.has_surplus() || to_agent.has_surplus()
+    }
+
+    /// Nothing happens: gives that memory back.
+    pub fn rest(&mut self) {
+        self.mem.chunks.rest();
+        self.mem.leases.to_client.rest();
+        self.mem.leases.to_agent.rest();
+        self.spare_sends = Vec::new();
+        self.postponed.shrink_to_fit();
     }
 
     /// Counters since the reactor was made.
@@ -385,7 +419,7 @@ impl Reactor {
         let closing = socket.closing;
         if let Some(mut op) = socket.send.take() {
             op.unload(&mut self.mem);
-            if self.spare_sends.len() < SPARE_CHUNKS {
+            if self.spare_sends.len() < SPARE_SENDS {
                 self.spare_sends.push(op);
             }
         }
@@ -510,6 +544,38 @@ mod tests {
             reactor.turn(false, &mut Vec::new()).unwrap();
         }
         assert!(reactor.postponed.is_empty());
+    }
+
+    #[test]
+    fn at_rest_the_receive_buffers_are_the_kernels_and_go_on_working() {
+        let mut reactor = Reactor::new(probe().unwrap(), 4, Waker::new().unwrap()).unwrap();
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let socket = reactor.add(ours.into(), Direction::ToAgent).unwrap();
+        reactor.resume(socket);
+        let piece = vec![b'x'; 32 * 1024];
+        let mut events = Vec::new();
+        let mut receive = |reactor: &mut Reactor, bytes: &[u8]| {
+            std::io::Write::write_all(&mut &theirs, bytes).unwrap();
+            let mut got = Vec::new();
+            while got.len() < bytes.len() {
+                reactor.turn(true, &mut events).unwrap();
+                for event in events.drain(..) {
+                    let Event::Received(_, view) = event else { panic!("{event:?}") };
+                    got.extend_from_slice(reactor.mem.bytes(view));
+                    reactor.mem.release(view.source);
+                }
+            }
+            assert!(got == bytes);
+        };
+        for _ in 0..40 {
+            assert!(!reactor.has_surplus());
+            while !reactor.has_surplus() {
+                receive(&mut reactor, &piece);
+            }
+            while reactor.nap(Duration::from_millis(1), &mut Vec::new()).unwrap() {}
+            reactor.rest();
+            receive(&mut reactor, b"what comes after a rest");
+        }
     }
 
     #[test]

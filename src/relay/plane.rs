@@ -258,6 +258,17 @@ impl Plane {
         self.views.clear();
     }
 
+    /// Nothing happens: gives back what only traffic needs. Call it between turns.
+    pub fn rest(&mut self) {
+        self.arena.rest();
+        for list in [&mut self.dirty_clients, &mut self.dirty_inputs, &mut self.stuck] {
+            list.shrink_to_fit();
+        }
+        self.dirty_links.shrink_to_fit();
+        self.views.shrink_to_fit();
+        self.effects.shrink_to_fit();
+    }
+
     /// Totals since the plane was made.
     pub fn totals(&self) -> Totals {
         self.totals

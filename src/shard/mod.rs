@@ -12,6 +12,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use tokio::sync::Notify;
@@ -20,7 +21,7 @@ pub use self::mailbox::{Mailbox, Order, Report, ShardMailbox, TokenOrder, mailbo
 pub use self::stats::ShardStats;
 
 use crate::buf::{BufView, Direction, Source};
-use crate::limits::CHUNK_LEN;
+use crate::limits::{CHUNK_LEN, REST_MS, TRIM_TURNS};
 use crate::os::cpu;
 use crate::reactor::{Event, Features, Reactor, SocketId, Waker};
 use crate::relay::{self, Effect, Gone, LinkId, Peer, Plane, Sent, SessionId, Tuning};
@@ -137,10 +138,11 @@ impl Shard {
 
     /// One turn; `false` when the shard was told to stop.
     fn turn(&mut self, events: &mut Vec<Event>) -> io::Result<bool> {
-        let wait = self.mailbox.may_sleep();
-        self.reactor.turn(wait, events)?;
-        self.mailbox.awake();
+        self.sleep(events)?;
         self.turns += 1;
+        if self.turns.is_multiple_of(TRIM_TURNS) {
+            self.reactor.mem.chunks.trim();
+        }
         while let Some(order) = self.mailbox.next_order() {
             if !self.obey(order) {
                 return Ok(false);
@@ -161,6 +163,22 @@ impl Shard {
         self.mailbox.deliver();
         self.stats.store(&self.numbers());
         Ok(true)
+    }
+
+    /// Reaps, and sleeps first when there is nothing to do. A shard that has memory to give back after traffic sleeps
+    /// for a while only, gives it back, and sleeps on: at rest nothing wakes it but its sockets and its orders.
+    fn sleep(&mut self, events: &mut Vec<Event>) -> io::Result<()> {
+        let wait = self.mailbox.may_sleep();
+        if !(wait && self.reactor.has_surplus()) {
+            self.reactor.turn(wait, events)?;
+        } else if !self.reactor.nap(Duration::from_millis(REST_MS), events)? {
+            self.reactor.rest();
+            self.plane.rest();
+            self.effects.shrink_to_fit();
+            events.shrink_to_fit();
+        }
+        self.mailbox.awake();
+        Ok(())
     }
 
     fn flush(&mut self) {
