@@ -8,6 +8,7 @@ mod backlog;
 mod channel;
 mod console;
 pub mod control;
+mod openers;
 mod registry;
 mod shims;
 mod tokens;
@@ -19,12 +20,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
 use tokio::net::UnixStream;
-use tokio::sync::{Notify, Semaphore, oneshot};
+use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info, warn};
 
@@ -33,11 +33,12 @@ pub use self::registry::{RequestError, VmRef};
 pub use self::shims::{Attendant, Mover, ShimLink};
 
 use self::channel::Channel;
+use self::openers::{Opened, Openers};
 use self::registry::{Registry, VmState};
 use self::tokens::Tokens;
 use crate::limits::{AGENT_EVENTS_MAX, OPENINGS_MAX};
 use crate::os::fds::{self, PeerCredentials};
-use crate::os::guest_socket::{GuestSocket, PathError};
+use crate::os::guest_socket::PathError;
 use crate::os::usage;
 use crate::relay;
 use crate::shard::{Order, Report, ShardHandle};
@@ -47,6 +48,9 @@ use crate::wire::hyper::{Code, MESSAGE_HEADER_LEN, Message, StreamSeq};
 
 /// How often the log says that the same VM is held back.
 const WARN_PAUSE: Duration = Duration::from_secs(60);
+
+/// What is wrong with a socket that does not open in time.
+const OPENING_LATE: &str = "opening it takes too long";
 
 /// What an operator may set of the control plane.
 #[derive(Debug, Clone)]
@@ -81,8 +85,7 @@ struct Inner {
     draining: Cell<usize>,
     drained: Notify,
     failed: Notify,
-    /// Places for threads that open VMs' sockets.
-    openings: Arc<Semaphore>,
+    openers: Openers,
     began: Instant,
 }
 
@@ -96,7 +99,6 @@ impl Coordinator {
         let coordinator = Coordinator(Rc::new(Inner {
             registry: RefCell::new(Registry::new(shards.len(), settings.sockets_max)),
             tokens: RefCell::default(),
-            settings,
             shards,
             reports,
             closing: RefCell::default(),
@@ -106,8 +108,9 @@ impl Coordinator {
             draining: Cell::default(),
             drained: Notify::new(),
             failed: Notify::new(),
-            openings: Arc::new(Semaphore::new(OPENINGS_MAX)),
+            openers: Openers::new(settings.vm_dirs.clone(), OPENINGS_MAX),
             began: Instant::now(),
+            settings,
         }));
         tokio::task::spawn_local(coordinator.clone().take_reports());
         coordinator
@@ -162,8 +165,9 @@ impl Coordinator {
 
     async fn connect_vm(&self, vm: &VmRef, ctl: &str, io: &str, client: PeerCredentials) -> Result<(), RequestError> {
         let deadline = Instant::now() + self.0.settings.deadline;
-        let ctl = self.connect(vm, ctl, client, deadline).await?;
-        let io = self.connect(vm, io, client, deadline).await?;
+        let [ctl_opened, io_opened] = self.open(vm, [ctl, io], client, deadline).await?;
+        let ctl = self.connect(vm, ctl, ctl_opened, deadline).await?;
+        let io = self.connect(vm, io, io_opened, deadline).await?;
         let io = into_blocking(io).map_err(|error| RequestError::Resources(error.to_string()))?;
         let (ready, is_ready) = oneshot::channel();
         let (mut channel, handle) = Channel::new(Rc::clone(&vm.id), ctl, ready);
@@ -217,18 +221,18 @@ impl Coordinator {
         Err(died)
     }
 
-    /// Connects to one of a VM's sockets, waiting while its backlog is full.
+    /// Connects to one of a VM's sockets once it is open, waiting while its backlog is full.
     async fn connect(
         &self,
         vm: &VmRef,
         path: &str,
-        client: PeerCredentials,
+        opened: oneshot::Receiver<Opened>,
         deadline: Instant,
     ) -> Result<UnixStream, RequestError> {
         let refused = |why: String| RequestError::Connect { id: vm.id.to_string(), path: path.to_owned(), why };
-        let opened = timeout_at(deadline, self.open(path, client)).await;
-        let opened = opened.map_err(|_| refused("opening it takes too long".to_owned()))?.map_err(out_of)?;
-        let socket = opened.map_err(|why| match why {
+        let opened = timeout_at(deadline, opened).await;
+        let opened = opened.map_err(|_| refused(OPENING_LATE.to_owned()))?;
+        let socket = opened.map_err(|error| out_of(io::Error::other(error)))?.map_err(|why| match why {
             PathError::Open { errno: errno @ (Errno::EMFILE | Errno::ENFILE), .. } => out_of(errno.into()),
             why => RequestError::Path { id: vm.id.to_string(), why: why.to_string() },
         })?;
@@ -243,18 +247,17 @@ impl Coordinator {
         }
     }
 
-    /// Opens a VM's socket on a thread of its own: a path on a file system that hangs holds up nobody else, nor the end
-    /// of the daemon. Of such threads there is a bounded number.
-    async fn open(&self, path: &str, client: PeerCredentials) -> io::Result<Result<GuestSocket, PathError>> {
-        let place = Arc::clone(&self.0.openings).acquire_owned().await.map_err(io::Error::other)?;
-        let (path, dirs) = (path.to_owned(), self.0.settings.vm_dirs.clone());
-        let (opened, is_opened) = oneshot::channel();
-        thread::Builder::new().name("open".to_owned()).spawn(move || {
-            // Nobody waits any more: the socket closes.
-            let _ = opened.send(GuestSocket::open(&path, client.uid, &dirs));
-            drop(place);
-        })?;
-        is_opened.await.map_err(io::Error::other)
+    /// Opens some of a VM's sockets; each answer comes when it is open.
+    async fn open<const N: usize>(
+        &self,
+        vm: &VmRef,
+        paths: [&str; N],
+        client: PeerCredentials,
+        deadline: Instant,
+    ) -> Result<[oneshot::Receiver<Opened>; N], RequestError> {
+        let path = paths.first().map_or_else(String::new, |&path| path.to_owned());
+        let late = |_| RequestError::Connect { id: vm.id.to_string(), path, why: OPENING_LATE.to_owned() };
+        timeout_at(deadline, self.0.openers.open(paths, client.uid)).await.map_err(late)?.map_err(out_of)
     }
 
     /// Finds a VM by name.

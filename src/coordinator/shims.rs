@@ -84,7 +84,10 @@ impl Coordinator {
                 return Err(RequestError::Tokens { asked: count, most });
             }
             for _ in 0..count {
-                let token = random_token()?;
+                let mut token = random_token()?;
+                while tokens.is_taken(token) {
+                    token = random_token()?;
+                }
                 let base = registry.sequences(2)?;
                 tokens.add(token, base, vm.key, shard);
                 made.push((shard, base, token));
@@ -129,7 +132,11 @@ impl Coordinator {
         let (coordinator, vm, path) = (self.clone(), vm.clone(), path.to_owned());
         tokio::task::spawn_local(async move {
             let deadline = Instant::now() + coordinator.0.settings.deadline;
-            match coordinator.connect(&vm, &path, client, deadline).await {
+            let connected = async {
+                let [opened] = coordinator.open(&vm, [&path], client, deadline).await?;
+                coordinator.connect(&vm, &path, opened, deadline).await
+            };
+            match connected.await {
                 Ok(stream) => super::console::log_lines(&vm.id, stream).await,
                 Err(error) => warn!(vm = vm.id(), %error, "the VM's console cannot be read"),
             }
@@ -282,7 +289,7 @@ impl Coordinator {
         waited.map_err(|Waited| RequestError::NoShim(token.to_owned()))?;
         let container = if first { &command.new_container } else { &command.container };
         let target = Target { container: container.clone(), process: command.process.clone(), first };
-        self.0.tokens.borrow_mut().set(base, Progress::Starting(target));
+        self.0.tokens.borrow_mut().set(base, Progress::Starting(Rc::new(target)));
         let answer = self.hyper(vm, name, command.payload).await;
         let progress = {
             let mut tokens = self.0.tokens.borrow_mut();
@@ -331,7 +338,7 @@ impl Coordinator {
         }
         let running = |entry: &TokenEntry| match &entry.progress {
             _ if !entry.is_claimed_by(shim.connection) => Some((entry.vm, None)),
-            Progress::Running(target) => Some((entry.vm, Some(target.clone()))),
+            Progress::Running(target) => Some((entry.vm, Some(Rc::clone(target)))),
             Progress::Cancelled => Some((entry.vm, None)),
             Progress::Waiting | Progress::Starting(_) => None,
         };
@@ -344,9 +351,9 @@ impl Coordinator {
         let target = target.ok_or(RequestError::NotStarted)?;
         let vm = self.reference(key)?;
         let (name, payload) = if number == SIGWINCH {
-            ("winsize", self.window_size(&vm, shim.base, target, size).await?)
+            ("winsize", self.window_size(&vm, shim.base, &target, size).await?)
         } else {
-            self.signal_command(&vm, target, i32::try_from(number).unwrap_or(0)).await?
+            self.signal_command(&vm, &target, i32::try_from(number).unwrap_or(0)).await?
         };
         self.hyper(&vm, name, payload).await?;
         Ok(Vec::new())
@@ -372,12 +379,13 @@ impl Coordinator {
         &self,
         vm: &VmRef,
         base: StreamSeq,
-        target: Target,
+        target: &Target,
         (row, column): (u16, u16),
     ) -> Result<Vec<u8>, RequestError> {
         // Agents of either age take no member they do not know.
         let size = if self.api(vm).await? >= API_SIGNALS && !target.process.is_empty() {
-            WinSize { container: target.container, process: target.process, row, column, ..WinSize::default() }
+            let (container, process) = (target.container.clone(), target.process.clone());
+            WinSize { container, process, row, column, ..WinSize::default() }
         } else {
             WinSize { seq: base.0, row, column, ..WinSize::default() }
         };
@@ -387,17 +395,17 @@ impl Coordinator {
     async fn signal_command(
         &self,
         vm: &VmRef,
-        target: Target,
+        target: &Target,
         signal: i32,
     ) -> Result<(&'static str, Vec<u8>), RequestError> {
         if target.first {
-            return Ok(("killcontainer", json(&KillContainer { container: target.container, signal })));
+            return Ok(("killcontainer", json(&KillContainer { container: target.container.clone(), signal })));
         }
         let api = self.api(vm).await?;
         if api < API_SIGNALS || target.process.is_empty() {
             return Err(RequestError::CannotSignal(api));
         }
-        let Target { container, process, .. } = target;
+        let (container, process) = (target.container.clone(), target.process.clone());
         Ok(("signalprocess", json(&SignalProcess { container, process, signal })))
     }
 

@@ -20,9 +20,9 @@ pub(super) enum Progress {
     /// None was started.
     Waiting,
     /// The agent has been asked to start it.
-    Starting(Target),
+    Starting(Rc<Target>),
     /// It runs, or ran.
-    Running(Target),
+    Running(Rc<Target>),
     /// It was signalled to death before it started, and will not start.
     Cancelled,
 }
@@ -69,33 +69,42 @@ impl TokenEntry {
     }
 }
 
-/// All of them.
+/// All of them. Entries are boxed, because half of a table's places are empty.
 #[derive(Debug, Default)]
 pub(super) struct Tokens {
-    by_base: HashMap<u64, TokenEntry>,
-    bases: HashMap<SessionToken, u64>,
+    by_base: HashMap<u64, Box<TokenEntry>>,
+    /// First sequences by the beginning of the token, which no two share.
+    bases: HashMap<u64, u64>,
     next_connection: u64,
     /// Entries that are claimed.
     claimed: u64,
 }
 
 impl Tokens {
+    /// Whether a token could be mixed up with one that is there: 64 random bits say that it never is.
+    pub(super) fn is_taken(&self, token: SessionToken) -> bool {
+        self.bases.contains_key(&token.beginning())
+    }
+
+    /// Adds a session whose token is not taken.
     pub(super) fn add(&mut self, token: SessionToken, base: StreamSeq, vm: u64, shard: usize) {
         let progress = Progress::Waiting;
         let entry = TokenEntry { token, vm, shard, claim: None, pid: 0, progress, watchers: None };
-        self.by_base.insert(base.0, entry);
-        self.bases.insert(token, base.0);
+        self.by_base.insert(base.0, Box::new(entry));
+        self.bases.insert(token.beginning(), base.0);
     }
 
     /// The session a client names.
     pub(super) fn find(&self, text: &str) -> Result<StreamSeq, RequestError> {
-        let token = SessionToken::parse(text);
-        let base = token.and_then(|token| self.bases.get(&token).copied());
+        let base = SessionToken::parse(text).and_then(|token| {
+            let base = *self.bases.get(&token.beginning())?;
+            (self.by_base.get(&base)?.token == token).then_some(base)
+        });
         base.map(StreamSeq).ok_or_else(|| RequestError::UnknownToken(text.to_owned()))
     }
 
     pub(super) fn entry(&mut self, base: StreamSeq) -> Option<&mut TokenEntry> {
-        self.by_base.get_mut(&base.0)
+        self.by_base.get_mut(&base.0).map(|entry| &mut **entry)
     }
 
     /// Claims a token for a new connection, whose messages go to `attendant`. Returns its number.
@@ -147,9 +156,9 @@ impl Tokens {
     }
 
     /// Forgets a session.
-    pub(super) fn remove(&mut self, base: StreamSeq) -> Option<TokenEntry> {
+    pub(super) fn remove(&mut self, base: StreamSeq) -> Option<Box<TokenEntry>> {
         let mut entry = self.by_base.remove(&base.0)?;
-        self.bases.remove(&entry.token);
+        self.bases.remove(&entry.token.beginning());
         self.claimed -= u64::from(entry.claim.is_some());
         entry.changed();
         Some(entry)
@@ -199,6 +208,12 @@ mod tests {
         let (mut tokens, base, text) = some();
         assert_eq!(tokens.find(&text).unwrap(), base);
         assert_eq!(tokens.find("AAAA").unwrap_err().to_string(), "unknown token: AAAA");
+        let mut similar = [7; 32];
+        similar[31] = 8;
+        let similar = SessionToken::new(similar);
+        assert!(tokens.is_taken(similar), "it would be mixed up with the other");
+        assert!(tokens.find(&similar.to_string()).is_err(), "all of a token counts");
+        assert!(!tokens.is_taken(SessionToken::new([8; 32])));
         let claim = |tokens: &mut Tokens| tokens.claim(base, &text, 1, Rc::new(Nobody));
         let first = claim(&mut tokens).unwrap();
         assert_eq!(claim(&mut tokens).unwrap_err().to_string(), format!("token already claimed: {text}"));
@@ -219,7 +234,7 @@ mod tests {
         let target = Target { container: "c".into(), process: "p".into(), first: false };
         assert_eq!(tokens.of_process(1, "c", "p"), None);
         assert!(!tokens.is_used(1));
-        tokens.set(base, Progress::Starting(target));
+        tokens.set(base, Progress::Starting(Rc::new(target)));
         assert_eq!(tokens.of_process(1, "c", "p"), Some(base));
         assert_eq!(tokens.of_process(2, "c", "p"), None);
         assert!(tokens.is_used(1) && !tokens.is_used(2));
