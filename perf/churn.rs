@@ -4,7 +4,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use hdrhistogram::Histogram;
@@ -23,6 +23,8 @@ const LATENCY_MAX: u64 = 600_000_000_000;
 const STARTS_MAX: u64 = 4_000;
 /// Bytes of payload in a frame of the traffic before a rest.
 const REST_PAYLOAD: usize = 4_084;
+/// Time a daemon has to come to rest.
+const REST_BEGINS: Duration = Duration::from_secs(1);
 /// Windows of traffic in which every session must have had some.
 const REST_TRIES: usize = 20;
 /// Clients that start processes at once.
@@ -67,7 +69,7 @@ fn at_rest(mut rig: Rig, subject: &Subject, choice: &Choice) -> Result<Sample> {
             tries += 1;
         }
     }
-    thread::sleep(choice.window.measured);
+    thread::sleep(REST_BEGINS);
     let meter = Meter::start(subject)?;
     thread::sleep(choice.window.measured);
     let seen = meter.stop(|| 0)?;

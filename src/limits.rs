@@ -111,7 +111,7 @@ pub const SPARE_SENDS: usize = 32;
 pub const TRIM_TURNS: u64 = 4_096;
 
 /// Milliseconds without any event after which a shard is at rest and gives back what only traffic needs.
-pub const REST_MS: u64 = 1_000;
+pub const REST_MS: u64 = 250;
 
 /// Bytes received into buffers of one direction that make it worth giving their memory back at rest.
 pub const REST_BYTES: u64 = 128 * 1024;
