@@ -74,6 +74,9 @@ struct Inner {
     settings: Settings,
     shards: Vec<ShardHandle>,
     reports: Arc<Notify>,
+    /// Which shards have orders they were not woken for, and that there are any.
+    unwoken: Vec<Cell<bool>>,
+    posted: Notify,
     registry: RefCell<Registry>,
     tokens: RefCell<Tokens>,
     /// Who waits for the end of a VM's stream channel, by the VM's number.
@@ -99,6 +102,8 @@ impl Coordinator {
         let coordinator = Coordinator(Rc::new(Inner {
             registry: RefCell::new(Registry::new(shards.len(), settings.sockets_max)),
             tokens: RefCell::default(),
+            unwoken: vec![Cell::default(); shards.len()],
+            posted: Notify::new(),
             shards,
             reports,
             closing: RefCell::default(),
@@ -113,6 +118,7 @@ impl Coordinator {
             settings,
         }));
         tokio::task::spawn_local(coordinator.clone().take_reports());
+        tokio::task::spawn_local(coordinator.clone().wake_shards());
         coordinator
     }
 
@@ -382,12 +388,27 @@ impl Coordinator {
         format!("unix://{}", self.0.settings.socket)
     }
 
-    /// Puts an order into a shard's queue, waiting for room in it.
+    /// Puts an order into a shard's queue, waiting for room in it. The shard is woken when whoever posts it waits for
+    /// something: one wake-up for all that was posted meanwhile, behind the answer to the client.
     async fn post(&self, shard: usize, order: Order) {
         let mut order = order;
-        while let Err(back) = self.0.shards[shard].mailbox.post(order) {
+        while let Err(back) = self.0.shards[shard].mailbox.queue(order) {
             order = back;
+            self.0.shards[shard].mailbox.wake();
             tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        self.0.unwoken[shard].set(true);
+        self.0.posted.notify_one();
+    }
+
+    async fn wake_shards(self) {
+        loop {
+            self.0.posted.notified().await;
+            for (shard, is_unwoken) in self.0.shards.iter().zip(&self.0.unwoken) {
+                if is_unwoken.take() {
+                    shard.mailbox.wake();
+                }
+            }
         }
     }
 
