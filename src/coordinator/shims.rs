@@ -153,7 +153,7 @@ impl Coordinator {
         mover: Mover,
         attendant: Rc<dyn Attendant>,
     ) -> Result<(), (RequestError, UnixStream)> {
-        let Mover { client, stream, unparsed, reply } = mover;
+        let Mover { client, stream, unparsed, mut reply } = mover;
         let claimed = {
             let mut tokens = self.0.tokens.borrow_mut();
             tokens.find(token).and_then(|base| {
@@ -172,6 +172,9 @@ impl Coordinator {
             Ok(claimed) => claimed,
             Err(error) => return Err((error, stream)),
         };
+        // What the socket takes now leaves before the shard is woken, and the rest from there. One that has failed
+        // tells its shard so.
+        reply.drain(..stream.try_write(&reply).unwrap_or(0));
         match super::into_blocking(stream) {
             Ok(fd) => {
                 debug!(session = base.0, connection, "shim connected");
