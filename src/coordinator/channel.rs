@@ -400,6 +400,15 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_channel_s_task_is_small() {
+        let (mut channel, _handle, _agent) = channel();
+        let (own, shared) = (size_of::<Channel>(), size_of::<Shared>());
+        let task = size_of_val(&channel.run(|_| false));
+        // There is one for each VM. Who needs more for a rare case boxes it.
+        assert!(own + shared + task <= 800, "{own} + {shared} + {task} bytes");
+    }
+
+    #[tokio::test]
     async fn a_channel_at_rest_has_no_timer_and_no_memory_of_its_commands() {
         let (mut channel, handle, _agent) = channel();
         let mut answers = Vec::new();

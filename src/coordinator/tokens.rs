@@ -204,6 +204,11 @@ mod tests {
     }
 
     #[test]
+    fn a_token_is_small() {
+        assert!(size_of::<TokenEntry>() <= 104, "{} bytes", size_of::<TokenEntry>());
+    }
+
+    #[test]
     fn a_token_is_claimed_once_and_free_again() {
         let (mut tokens, base, text) = some();
         assert_eq!(tokens.find(&text).unwrap(), base);

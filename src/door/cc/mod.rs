@@ -126,3 +126,15 @@ fn receive_now(stream: &UnixStream, take: &mut impl FnMut(&[u8])) -> io::Result<
     take(&buffer[..n]);
     Ok(n)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_client_that_is_silent_has_no_buffer() {
+        let (stream, _peer) = UnixStream::pair().unwrap();
+        let waiting = size_of_val(&receive(&stream, |_| ()));
+        assert!(waiting <= 256, "{waiting} bytes of its task");
+    }
+}
