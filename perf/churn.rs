@@ -4,46 +4,79 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use hdrhistogram::Histogram;
 
 use crate::clients::close;
 use crate::daemons::{Protocol, Spec};
-use crate::measure::{Meter, Observed};
+use crate::load::Plan;
+use crate::measure::{Meter, Observed, Subject};
 use crate::report::{Better, Sample};
-use crate::rig::{Host, Shape, vm_id};
+use crate::rig::{Direction, Host, Rig, Shape, vm_id};
 use crate::workloads::{Choice, per_second};
 
 /// Longest latency told apart, nanoseconds.
 const LATENCY_MAX: u64 = 600_000_000_000;
 /// Processes started in one sample at most: a daemon may hold descriptors for each until the end.
 const STARTS_MAX: u64 = 4_000;
+/// Bytes of payload in a frame of the traffic before a rest.
+const REST_PAYLOAD: usize = 4_084;
+/// Time a daemon has to come to rest.
+const REST_BEGINS: Duration = Duration::from_secs(1);
+/// Windows of traffic in which every session must have had some.
+const REST_TRIES: usize = 20;
 /// Clients that start processes at once.
 const STARTERS: usize = 16;
 
-/// VMs with idle sessions: what a daemon holds for them.
+/// VMs with idle sessions: what a daemon holds for them, before any traffic and after some on every session.
 pub(crate) fn density(spec: &Spec, shape: Shape, choice: &Choice) -> Result<Sample> {
     let host = Host::start(spec, shape.vms, true, choice.logs.as_ref())?;
     let subject = host.subject();
     let (memory, descriptors) = (subject.memory().unwrap_or(0), subject.descriptors().unwrap_or(0));
     let meter = Meter::start(&subject)?;
-    let mut held = Vec::with_capacity(shape.vms);
+    let mut booted = Vec::with_capacity(shape.vms);
     for vm in 0..shape.vms {
-        held.push(host.boot(vm, shape.sessions)?);
+        booted.push(host.boot(vm, shape.sessions)?);
     }
     let sessions = shape.total() as u64;
     let seen = meter.stop(|| sessions)?;
     let grown = subject.memory().context("the daemon has gone")?.saturating_sub(memory);
     let opened = subject.descriptors().context("the daemon has gone")?.saturating_sub(descriptors);
     let each = |total: u64| total as f64 / sessions as f64;
-    Ok(vec![
+    let mut sample = vec![
         ("MB", Better::Less, (grown + memory) as f64 / 1e6),
         ("bytes/session", Better::Less, each(grown)),
         ("descriptors/session", Better::Neither, each(opened)),
         ("sessions/s", Better::More, per_second(sessions, &seen)),
         ("CPU µs/session", Better::Less, each(seen.cpu_ns) / 1e3),
+    ];
+    let rings = subject.registered().map(|registered| ("registered/session", Better::Neither, each(registered)));
+    sample.extend(rings);
+    sample.extend(at_rest(Rig::over(host, booted)?, &subject, choice)?);
+    Ok(sample)
+}
+
+/// What a daemon holds and does at rest, after traffic on every session in both directions.
+fn at_rest(mut rig: Rig, subject: &Subject, choice: &Choice) -> Result<Sample> {
+    let plan = Plan { payload: REST_PAYLOAD, single: false, stuck: None, gives_way: false };
+    for direction in [Direction::ToClient, Direction::ToAgent] {
+        let mut tries = 0;
+        while rig.untouched(direction) > 0 {
+            ensure!(tries < REST_TRIES, "not every session has had traffic: --seconds is too short");
+            rig.transfer(direction, plan, &choice.window)?;
+            tries += 1;
+        }
+    }
+    thread::sleep(REST_BEGINS);
+    let meter = Meter::start(subject)?;
+    thread::sleep(choice.window.measured);
+    let seen = meter.stop(|| 0)?;
+    let memory = subject.memory().context("the daemon has gone")?;
+    Ok(vec![
+        ("MB at rest", Better::Less, memory as f64 / 1e6),
+        ("CPU ns/s at rest", Better::Neither, seen.cpu_ns as f64 / seen.wall.as_secs_f64()),
     ])
 }
 

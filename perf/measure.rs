@@ -109,6 +109,22 @@ impl Subject {
         Some(fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count() as u64)
     }
 
+    /// Descriptors registered with rings; `None` where the kernel does not list them, and for a daemon without a ring.
+    pub(crate) fn registered(&self) -> Option<u64> {
+        let Subject::Process(pid) = self else { return None };
+        let mut rings = 0;
+        let mut count = 0;
+        for ring in fs::read_dir(format!("/proc/{pid}/fdinfo")).ok()?.flatten() {
+            let text = fs::read_to_string(ring.path()).unwrap_or_default();
+            // One line for each descriptor behind the one that says how many there could be.
+            let Some((_, files)) = text.split_once("UserFiles:") else { continue };
+            let is_file = |line: &&str| line.trim_start().split(':').next().is_some_and(|at| at.parse::<u32>().is_ok());
+            count += files.lines().skip(1).take_while(is_file).count() as u64;
+            rings += 1;
+        }
+        (rings > 0).then_some(count)
+    }
+
     fn status_kib(&self, key: &str) -> Option<u64> {
         let Subject::Process(pid) = self else { return None };
         let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;

@@ -159,13 +159,18 @@ impl Rig {
 
     fn of_daemon(spec: &Spec, shape: Shape, logs: Option<&PathBuf>) -> Result<Rig> {
         let host = Host::start(spec, shape.vms, true, logs)?;
+        let booted = (0..shape.vms).map(|vm| host.boot(vm, shape.sessions)).collect::<Result<_>>()?;
+        Rig::over(host, booted)
+    }
+
+    /// On VMs that are booted already.
+    pub(crate) fn over(host: Host, booted: Vec<(UnixStream, Vec<Session>)>) -> Result<Rig> {
+        let dialect = if host.daemon.protocol == Protocol::Two { Dialect::Shim } else { Dialect::Sequences };
         let (mut vms, mut clients, mut seqs) = (Vec::new(), Vec::new(), Vec::new());
-        for vm in 0..shape.vms {
-            let (stream, sessions) = host.boot(vm, shape.sessions)?;
+        for (stream, sessions) in booted {
             let first = seqs.len();
             seqs.extend(sessions.iter().map(|session| session.seq));
             vms.push(Lane::new(stream, first..seqs.len(), &seqs[first..], Dialect::Sequences)?);
-            let dialect = if spec.protocol == Protocol::Two { Dialect::Shim } else { Dialect::Sequences };
             for (session, at) in sessions.into_iter().zip(first..) {
                 clients.push(Lane::new(session.socket, at..at + 1, &[session.seq], dialect)?);
             }
@@ -209,6 +214,15 @@ impl Rig {
         let pattern = Pattern::new();
         let (to_client, to_agent) = (Ends::new(seqs.len()), Ends::new(seqs.len()));
         Rig { subject, vms, clients, seqs, pattern, to_client, to_agent, saturation: None, _host: host, _floor: floor }
+    }
+
+    /// Sessions that have had no bytes yet in this direction.
+    pub(crate) fn untouched(&self, direction: Direction) -> usize {
+        let ends = match direction {
+            Direction::ToClient => &self.to_client,
+            Direction::ToAgent => &self.to_agent,
+        };
+        ends.received.iter().enumerate().filter(|&(at, &position)| position == Position::start(at)).count()
     }
 
     /// Runs a load in one direction.

@@ -35,7 +35,7 @@ pub(crate) enum Workload {
     Slow,
     /// Round trips at a fixed, modest rate, alone and beside another VM that floods both ways: latency
     Neighbour,
-    /// VMs with idle sessions: memory, descriptors, time to set up
+    /// VMs with idle sessions: memory before and after traffic, descriptors, time to set up, CPU time at rest
     Density,
     /// VMs registered, pinged and unregistered, by one client and by eight at once
     Control,
@@ -76,7 +76,7 @@ impl Workload {
     pub(crate) fn shapes(self, choice: &Choice) -> Vec<Shape> {
         let shape = |vms, sessions| Shape { vms, sessions };
         let own = match self {
-            Workload::Density => return vec![shape(choice.density, 4)],
+            Workload::Density => return vec![shape(choice.density, 4), shape(choice.density.min(500), 2)],
             Workload::Control => return vec![shape(1, 0), shape(8, 0)],
             Workload::Storm => return vec![shape(16, 0)],
             Workload::Slow => return vec![shape(1, 2), shape(1, 16)],

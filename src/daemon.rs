@@ -21,9 +21,9 @@ use tracing::{info, warn};
 use crate::config::Config;
 use crate::coordinator::{Coordinator, Settings};
 use crate::door::{admin, cc};
-use crate::limits::SOCKETS_PER_SHARD;
+use crate::limits::{CHUNK_LEN, SOCKETS_PER_SHARD};
 use crate::os::listener::Listener;
-use crate::os::{activation, cpu, rlimit};
+use crate::os::{activation, cpu, heap, rlimit};
 use crate::reactor::{self, Features};
 use crate::relay::Tuning;
 use crate::shard::{self, Mailbox, Order, ShardConfig, ShardHandle};
@@ -44,6 +44,7 @@ const KILLED: i32 = 130;
 /// # Errors
 /// What keeps it from starting or going on, with what to do about it.
 pub fn run(config: Config) -> anyhow::Result<()> {
+    heap::return_blocks_of(CHUNK_LEN);
     let features = reactor::probe()?;
     let descriptors = rlimit::raise_descriptors().context("raising RLIMIT_NOFILE")?;
     let (proxy, owned) = proxy_listener(&config)?;

@@ -93,9 +93,6 @@ pub const SHIM_AT_RISK: u64 = 208 * 1024;
 /// Seconds a process's start waits for its shim, and a shim's input and signals for the process (`--shim-patience`).
 pub const SHIM_PATIENCE_SECS: u64 = 30;
 
-/// Messages of a shim that wait for its door: as many as a shard lets be under way, and one to spare.
-pub const MESSAGES_BUFFER: usize = SHIM_MESSAGES_MAX as usize + 1;
-
 /// Events of an agent that wait to be looked at; more are skipped, with a line in the log.
 pub const AGENT_EVENTS_MAX: usize = 4_096;
 
@@ -111,13 +108,20 @@ pub const SESSIONS_PER_VM: usize = 8_192;
 /// Bytes of owned memory all sessions of the daemon may hold together (`--total-buffer`).
 pub const TOTAL_BUFFER: usize = 1024 * 1024 * 1024;
 
-/// Free chunks a shard keeps for reuse (8 MiB); what is freed beyond goes back to the allocator.
-///
-/// One for each session that small frames are copied for in one turn, so that as many sessions cost no allocation.
-pub const SPARE_CHUNKS: usize = 256;
+/// Free chunks a shard at rest keeps for reuse.
+pub const SPARE_CHUNKS: usize = 4;
 
-/// Messages of ended sends a shard keeps for reuse: as many as its ring's submission queue holds.
+/// Messages of ended sends a busy shard keeps for reuse: as many as its ring's submission queue holds.
 pub const SPARE_SENDS: usize = 1_024;
+
+/// Turns after which a busy shard gives the free chunks back that it has not needed meanwhile.
+pub const TRIM_TURNS: u64 = 4_096;
+
+/// Milliseconds without any event after which a shard is at rest and gives back what only traffic needs.
+pub const REST_MS: u64 = 250;
+
+/// Bytes received into buffers of one direction that make it worth giving their memory back at rest.
+pub const REST_BYTES: u64 = 128 * 1024;
 
 /// Receive buffers of the to-client direction, per shard: count and bytes of each (together 512 KiB, inside L2).
 pub const TO_CLIENT_BUFFERS: (u16, u32) = (8, 64 * 1024);

@@ -1,6 +1,7 @@
 //! The pool of chunks: owned memory of one size with counted references. It never blocks and never fails; whoever
-//! fills it watches `in_use` and stops its feeder. The asymmetry to know: bytes of a chunk that somebody holds a
-//! view of are never written again, only the part behind them is.
+//! fills it watches `in_use` and stops its feeder. A chunk that is freed is kept until the pool's owner says that it
+//! is time to give some back. The asymmetry to know: bytes of a chunk that somebody holds a view of are never written
+//! again, only the part behind them is.
 
 use crate::limits::{CHUNK_LEN, SPARE_CHUNKS};
 
@@ -21,6 +22,8 @@ pub struct ChunkPool {
     slots: Vec<Slot>,
     free: Vec<u32>,
     spare: Vec<Box<[u8]>>,
+    /// The fewest spare chunks there were since the last [`ChunkPool::trim`].
+    unneeded: usize,
 }
 
 impl ChunkPool {
@@ -30,6 +33,7 @@ impl ChunkPool {
     /// Never: 2^32 chunks are 128 TiB.
     pub fn take(&mut self) -> ChunkId {
         let data = self.spare.pop().unwrap_or_else(|| vec![0; CHUNK_LEN].into_boxed_slice());
+        self.unneeded = self.unneeded.min(self.spare.len());
         let slot = Slot { data, refs: 1 };
         match self.free.pop() {
             Some(index) => {
@@ -58,10 +62,30 @@ impl ChunkPool {
         if slot.refs == 0 {
             let data = std::mem::take(&mut slot.data);
             self.free.push(id.0);
-            if self.spare.len() < SPARE_CHUNKS {
-                self.spare.push(data);
-            }
+            self.spare.push(data);
         }
+    }
+
+    /// Gives back the spare chunks that were not needed since the last call, but for [`SPARE_CHUNKS`].
+    pub fn trim(&mut self) {
+        let kept = (self.spare.len() - self.unneeded).max(SPARE_CHUNKS);
+        self.spare.truncate(kept);
+        self.unneeded = self.spare.len();
+    }
+
+    /// Gives back every spare chunk but [`SPARE_CHUNKS`].
+    pub fn rest(&mut self) {
+        self.spare.truncate(SPARE_CHUNKS);
+        self.spare.shrink_to_fit();
+        self.unneeded = self.spare.len();
+        if self.in_use() == 0 {
+            (self.slots, self.free) = (Vec::new(), Vec::new());
+        }
+    }
+
+    /// Chunks that are kept and nobody holds.
+    pub fn spare(&self) -> usize {
+        self.spare.len()
     }
 
     /// The whole chunk.
@@ -126,11 +150,36 @@ mod tests {
         assert_eq!(&pool.bytes(a)[..5], b"hello");
     }
 
-    #[test]
-    fn keeps_few_spare_chunks() {
-        let mut pool = ChunkPool::default();
-        let ids: Vec<_> = (0..SPARE_CHUNKS + 5).map(|_| pool.take()).collect();
+    fn take_and_release(pool: &mut ChunkPool, count: usize) {
+        let ids: Vec<_> = (0..count).map(|_| pool.take()).collect();
         ids.into_iter().for_each(|id| pool.release(id));
-        assert_eq!(pool.spare.len(), SPARE_CHUNKS);
+    }
+
+    #[test]
+    fn what_is_needed_again_and_again_is_kept_and_the_rest_given_back() {
+        let mut pool = ChunkPool::default();
+        take_and_release(&mut pool, SPARE_CHUNKS + 20);
+        pool.trim();
+        assert_eq!(pool.spare(), SPARE_CHUNKS + 20, "all were needed");
+        take_and_release(&mut pool, SPARE_CHUNKS + 5);
+        pool.trim();
+        assert_eq!(pool.spare(), SPARE_CHUNKS + 5);
+        pool.trim();
+        assert_eq!(pool.spare(), SPARE_CHUNKS);
+    }
+
+    #[test]
+    fn at_rest_few_spare_chunks_are_left_and_those_in_use() {
+        let mut pool = ChunkPool::default();
+        let held = pool.take();
+        pool.write(held, 0, b"held");
+        take_and_release(&mut pool, SPARE_CHUNKS + 20);
+        pool.rest();
+        assert_eq!((pool.spare(), pool.in_use(), &pool.bytes(held)[..4]), (SPARE_CHUNKS, 1, &b"held"[..]));
+        pool.release(held);
+        pool.rest();
+        assert_eq!((pool.spare(), pool.slots.capacity()), (SPARE_CHUNKS, 0));
+        take_and_release(&mut pool, 2);
+        assert_eq!((pool.spare(), pool.in_use()), (SPARE_CHUNKS, 0));
     }
 }

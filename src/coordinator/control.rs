@@ -165,6 +165,9 @@ impl Control {
             return;
         }
         let Some(Pending { ticket, code, bytes, since, deadline }) = self.queue.pop_front() else { return };
+        if self.queue.is_empty() {
+            self.queue = VecDeque::new();
+        }
         debug_assert!(since <= now, "submitted before it is sent");
         self.in_flight = Some(InFlight { code, ticket: Some(ticket), overdue: false, since, deadline });
         self.actions.push(Action::Write(bytes));
@@ -183,7 +186,8 @@ impl Control {
             && let Some(ticket) = command.ticket.take()
         {
             command.overdue = true;
-            let error = CommandError::Overdue { command: command.code.name(), after: command.deadline - command.since };
+            let after = command.deadline.saturating_sub(command.since);
+            let error = CommandError::Overdue { command: command.code.name(), after };
             self.actions.push(Action::Answer(ticket, Err(error)));
         }
         let blocking = self.in_flight.as_ref().map_or("startup", |command| command.code.name());
@@ -191,7 +195,8 @@ impl Control {
         self.queue.retain(|pending| {
             let overdue = pending.deadline <= now;
             if overdue {
-                let error = CommandError::NoTurn { command: blocking, after: pending.deadline - pending.since };
+                let after = pending.deadline.saturating_sub(pending.since);
+                let error = CommandError::NoTurn { command: blocking, after };
                 actions.push(Action::Answer(pending.ticket, Err(error)));
             }
             !overdue
@@ -227,6 +232,11 @@ impl Control {
     pub fn command(&self) -> Option<(&'static str, bool)> {
         let command = self.in_flight.as_ref()?;
         Some((command.code.name(), command.overdue))
+    }
+
+    /// Bytes of memory it holds beyond its own size.
+    pub fn memory(&self) -> usize {
+        self.queue.capacity() * size_of::<Pending>() + self.actions.capacity() * size_of::<Action>()
     }
 
     /// Commands that wait for their turn.
@@ -362,6 +372,19 @@ mod tests {
         control.submit(1, Code::Ping, b"", Duration::ZERO, SECOND);
         control.tick(SECOND);
         assert_eq!(control.command(), Some(("ping", true)));
+    }
+
+    #[test]
+    fn commands_that_come_after_their_deadline_are_answered() {
+        let mut control = up();
+        for ticket in [1, 2] {
+            control.submit(ticket, Code::Ping, b"", 2 * SECOND, SECOND);
+        }
+        control.tick(2 * SECOND);
+        let overdue = CommandError::Overdue { command: "ping", after: Duration::ZERO };
+        let no_turn = CommandError::NoTurn { command: "ping", after: Duration::ZERO };
+        let actions = control.take_actions();
+        assert_eq!(actions[1..], [Action::Answer(1, Err(overdue)), Action::Answer(2, Err(no_turn))]);
     }
 
     #[test]

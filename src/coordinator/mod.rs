@@ -4,9 +4,11 @@
 //! Doors call [`Coordinator`]'s methods; each returns what the client is told. The asymmetry to know: a VM has two
 //! channels and dies with either; whichever end is seen first, `Coordinator::lost` ends the other.
 
+mod backlog;
 mod channel;
 mod console;
 pub mod control;
+mod openers;
 mod placement;
 mod registry;
 mod shims;
@@ -19,24 +21,25 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
 use tokio::net::UnixStream;
-use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
+use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info, warn};
 
+pub use self::backlog::Backlog;
 pub use self::registry::{RequestError, VmRef};
-pub use self::shims::ShimLink;
+pub use self::shims::{Attendant, Mover, ShimLink};
 
 use self::channel::Channel;
+use self::openers::{Opened, Openers};
 use self::registry::{Registry, VmState};
 use self::tokens::Tokens;
 use crate::limits::{AGENT_EVENTS_MAX, OPENINGS_MAX};
 use crate::os::fds::{self, PeerCredentials};
-use crate::os::guest_socket::{GuestSocket, PathError};
+use crate::os::guest_socket::PathError;
 use crate::os::usage;
 use crate::relay;
 use crate::shard::{Order, Report, ShardHandle};
@@ -46,6 +49,9 @@ use crate::wire::hyper::{Code, MESSAGE_HEADER_LEN, Message, StreamSeq};
 
 /// How often the log says that the same VM is held back.
 const WARN_PAUSE: Duration = Duration::from_secs(60);
+
+/// What is wrong with a socket that does not open in time.
+const OPENING_LATE: &str = "opening it takes too long";
 
 /// What an operator may set of the control plane.
 #[derive(Debug, Clone)]
@@ -69,6 +75,9 @@ struct Inner {
     settings: Settings,
     shards: Vec<ShardHandle>,
     reports: Arc<Notify>,
+    /// Which shards have orders they were not woken for, and that there are any.
+    unwoken: Vec<Cell<bool>>,
+    posted: Notify,
     registry: RefCell<Registry>,
     tokens: RefCell<Tokens>,
     /// Who waits for the end of a VM's stream channel, by the VM's number.
@@ -80,8 +89,7 @@ struct Inner {
     draining: Cell<usize>,
     drained: Notify,
     failed: Notify,
-    /// Places for threads that open VMs' sockets.
-    openings: Arc<Semaphore>,
+    openers: Openers,
     began: Instant,
 }
 
@@ -95,7 +103,8 @@ impl Coordinator {
         let coordinator = Coordinator(Rc::new(Inner {
             registry: RefCell::new(Registry::new(shards.len(), settings.sockets_max)),
             tokens: RefCell::default(),
-            settings,
+            unwoken: vec![Cell::default(); shards.len()],
+            posted: Notify::new(),
             shards,
             reports,
             closing: RefCell::default(),
@@ -105,10 +114,12 @@ impl Coordinator {
             draining: Cell::default(),
             drained: Notify::new(),
             failed: Notify::new(),
-            openings: Arc::new(Semaphore::new(OPENINGS_MAX)),
+            openers: Openers::new(settings.vm_dirs.clone(), OPENINGS_MAX),
             began: Instant::now(),
+            settings,
         }));
         tokio::task::spawn_local(coordinator.clone().take_reports());
+        tokio::task::spawn_local(coordinator.clone().wake_shards());
         coordinator
     }
 
@@ -119,7 +130,7 @@ impl Coordinator {
         self.0.counters.set(counters);
     }
 
-    /// A client connected (`1`) or left (`-1`).
+    /// A client connected (`1`), or left or became a shim (`-1`).
     pub fn client_count(&self, change: i64) {
         self.0.clients.set(self.0.clients.get().saturating_add_signed(change));
     }
@@ -143,7 +154,7 @@ impl Coordinator {
             Ok(()) => {
                 self.count(|counters| counters.vms_added += 1);
                 info!(
-                    vm = vm.id,
+                    vm = vm.id(),
                     pid = client.pid,
                     uid = client.uid,
                     ctl = ctl_serial,
@@ -154,7 +165,7 @@ impl Coordinator {
             }
             Err(error) => {
                 self.0.registry.borrow_mut().remove(vm.key);
-                warn!(vm = vm.id, pid = client.pid, uid = client.uid, %error, "hello failed");
+                warn!(vm = vm.id(), pid = client.pid, uid = client.uid, %error, "hello failed");
                 Err(error)
             }
         }
@@ -162,17 +173,18 @@ impl Coordinator {
 
     async fn connect_vm(&self, vm: &VmRef, ctl: &str, io: &str, client: PeerCredentials) -> Result<(), RequestError> {
         let deadline = Instant::now() + self.0.settings.deadline;
-        let ctl = self.connect(vm, ctl, client, deadline).await?;
-        let io = self.connect(vm, io, client, deadline).await?;
+        let [ctl_opened, io_opened] = self.open(vm, [ctl, io], client, deadline).await?;
+        let ctl = self.connect(vm, ctl, ctl_opened, deadline).await?;
+        let io = self.connect(vm, io, io_opened, deadline).await?;
         let io = into_blocking(io).map_err(|error| RequestError::Resources(error.to_string()))?;
         let (ready, is_ready) = oneshot::channel();
-        let (events, agent_events) = mpsc::channel(AGENT_EVENTS_MAX);
-        let (channel, handle) = Channel::new(&vm.id, ctl, ready, events);
-        tokio::task::spawn_local(self.clone().take_agent_events(vm.key, agent_events));
-        let (coordinator, reference) = (self.clone(), vm.clone());
+        let (mut channel, handle) = Channel::new(Rc::clone(&vm.id), ctl, ready);
+        let events = AgentEvents { coordinator: self.clone(), vm: vm.key, waiting: Backlog::default() };
+        let events = Rc::new(events);
         tokio::task::spawn_local(async move {
-            if let Some(why) = channel.run().await {
-                coordinator.lost(reference.key, &why).await;
+            if let Some(why) = channel.run(|event| events.take(event)).await {
+                // Boxed: it happens once, and every VM has this task.
+                Box::pin(events.coordinator.lost(events.vm, &why)).await;
             }
         });
         match timeout_at(deadline, is_ready).await {
@@ -187,16 +199,16 @@ impl Coordinator {
                     .borrow_mut()
                     .usable(vm)
                     .err()
-                    .unwrap_or(RequestError::Unknown(vm.id.clone())));
+                    .unwrap_or(RequestError::Unknown(vm.id.to_string())));
             }
             Err(_) => {
                 let seconds = self.0.settings.deadline.as_secs();
-                return Err(RequestError::NotReady { id: vm.id.clone(), seconds });
+                return Err(RequestError::NotReady { id: vm.id.to_string(), seconds });
             }
         }
         if fds::has_hung_up(io.as_fd()).map_err(out_of)? {
             let why = "the agent closed its stream channel before it was ready".to_owned();
-            return Err(RequestError::Gone { id: vm.id.clone(), why });
+            return Err(RequestError::Gone { id: vm.id.to_string(), why });
         }
         let shard = {
             let mut registry = self.0.registry.borrow_mut();
@@ -217,20 +229,20 @@ impl Coordinator {
         Err(died)
     }
 
-    /// Connects to one of a VM's sockets, waiting while its backlog is full.
+    /// Connects to one of a VM's sockets once it is open, waiting while its backlog is full.
     async fn connect(
         &self,
         vm: &VmRef,
         path: &str,
-        client: PeerCredentials,
+        opened: oneshot::Receiver<Opened>,
         deadline: Instant,
     ) -> Result<UnixStream, RequestError> {
-        let refused = |why: String| RequestError::Connect { id: vm.id.clone(), path: path.to_owned(), why };
-        let opened = timeout_at(deadline, self.open(path, client)).await;
-        let opened = opened.map_err(|_| refused("opening it takes too long".to_owned()))?.map_err(out_of)?;
-        let socket = opened.map_err(|why| match why {
+        let refused = |why: String| RequestError::Connect { id: vm.id.to_string(), path: path.to_owned(), why };
+        let opened = timeout_at(deadline, opened).await;
+        let opened = opened.map_err(|_| refused(OPENING_LATE.to_owned()))?;
+        let socket = opened.map_err(|error| out_of(io::Error::other(error)))?.map_err(|why| match why {
             PathError::Open { errno: errno @ (Errno::EMFILE | Errno::ENFILE), .. } => out_of(errno.into()),
-            why => RequestError::Path { id: vm.id.clone(), why: why.to_string() },
+            why => RequestError::Path { id: vm.id.to_string(), why: why.to_string() },
         })?;
         loop {
             match UnixStream::connect(socket.address()).await {
@@ -243,18 +255,17 @@ impl Coordinator {
         }
     }
 
-    /// Opens a VM's socket on a thread of its own: a path on a file system that hangs holds up nobody else, nor the end
-    /// of the daemon. Of such threads there is a bounded number.
-    async fn open(&self, path: &str, client: PeerCredentials) -> io::Result<Result<GuestSocket, PathError>> {
-        let place = Arc::clone(&self.0.openings).acquire_owned().await.map_err(io::Error::other)?;
-        let (path, dirs) = (path.to_owned(), self.0.settings.vm_dirs.clone());
-        let (opened, is_opened) = oneshot::channel();
-        thread::Builder::new().name("open".to_owned()).spawn(move || {
-            // Nobody waits any more: the socket closes.
-            let _ = opened.send(GuestSocket::open(&path, client.uid, &dirs));
-            drop(place);
-        })?;
-        is_opened.await.map_err(io::Error::other)
+    /// Opens some of a VM's sockets; each answer comes when it is open.
+    async fn open<const N: usize>(
+        &self,
+        vm: &VmRef,
+        paths: [&str; N],
+        client: PeerCredentials,
+        deadline: Instant,
+    ) -> Result<[oneshot::Receiver<Opened>; N], RequestError> {
+        let path = paths.first().map_or_else(String::new, |&path| path.to_owned());
+        let late = |_| RequestError::Connect { id: vm.id.to_string(), path, why: OPENING_LATE.to_owned() };
+        timeout_at(deadline, self.0.openers.open(paths, client.uid)).await.map_err(late)?.map_err(out_of)
     }
 
     /// Finds a VM by name.
@@ -294,7 +305,7 @@ impl Coordinator {
         })?;
         self.count(|counters| counters.sessions_opened += 1);
         self.post(shard, Order::OpenSession { vm: vm.key, base, streams, fd: ours }).await;
-        debug!(vm = vm.id, session = base.0, streams, "session allocated");
+        debug!(vm = vm.id(), session = base.0, streams, "session allocated");
         Ok((base, theirs))
     }
 
@@ -309,12 +320,12 @@ impl Coordinator {
             return Err(RequestError::MessageTooLong(len));
         }
         let control = self.0.registry.borrow_mut().usable(vm)?.control.clone();
-        let control = control.ok_or_else(|| RequestError::Unknown(vm.id.clone()))?;
+        let control = control.ok_or_else(|| RequestError::Unknown(vm.id.to_string()))?;
         let deadline = Instant::now() + self.0.settings.deadline;
         let answer = control.command(code, payload, deadline).await;
         if let Err(error @ (control::CommandError::Overdue { .. } | control::CommandError::NoTurn { .. })) = &answer {
             self.count(|counters| counters.commands_overdue += 1);
-            warn!(vm = vm.id, %error, "the agent does not answer");
+            warn!(vm = vm.id(), %error, "the agent does not answer");
         }
         if let Err(control::CommandError::Gone(_)) = &answer
             && let Err(gone @ RequestError::Gone { .. }) = self.0.registry.borrow_mut().usable(vm)
@@ -374,23 +385,32 @@ impl Coordinator {
         self.post(shard, Order::FinishLink { vm: key }).await;
     }
 
-    async fn take_agent_events(self, key: u64, mut events: mpsc::Receiver<Message>) {
-        while let Some(event) = events.recv().await {
-            self.agent_event(key, event).await;
-        }
-    }
-
     /// The proxy socket's address for shims.
     pub fn url(&self) -> String {
         format!("unix://{}", self.0.settings.socket)
     }
 
-    /// Puts an order into a shard's queue, waiting for room in it.
+    /// Puts an order into a shard's queue, waiting for room in it. The shard is woken when whoever posts it waits for
+    /// something: one wake-up for all that was posted meanwhile, behind the answer to the client.
     async fn post(&self, shard: usize, order: Order) {
         let mut order = order;
-        while let Err(back) = self.0.shards[shard].mailbox.post(order) {
+        while let Err(back) = self.0.shards[shard].mailbox.queue(order) {
             order = back;
+            self.0.shards[shard].mailbox.wake();
             tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        self.0.unwoken[shard].set(true);
+        self.0.posted.notify_one();
+    }
+
+    async fn wake_shards(self) {
+        loop {
+            self.0.posted.notified().await;
+            for (shard, is_unwoken) in self.0.shards.iter().zip(&self.0.unwoken) {
+                if is_unwoken.take() {
+                    shard.mailbox.wake();
+                }
+            }
         }
     }
 
@@ -506,7 +526,7 @@ impl Coordinator {
             pid: std::process::id(),
             uptime_ms: u64::try_from(self.0.began.elapsed().as_millis()).unwrap_or(u64::MAX),
             socket: self.0.settings.socket.clone(),
-            clients: self.0.clients.get(),
+            clients: self.0.clients.get() + self.0.tokens.borrow().claimed(),
             cpu_us: usage::cpu_us(),
             memory_bytes: usage::memory_bytes(),
             open_fds: usage::open_fds(),
@@ -558,6 +578,32 @@ impl Coordinator {
     }
 }
 
+/// What a VM's agent reports of its own accord, one event behind the other.
+#[derive(Debug)]
+struct AgentEvents {
+    coordinator: Coordinator,
+    vm: u64,
+    waiting: Backlog<Message>,
+}
+
+impl AgentEvents {
+    /// Takes an event in; `false` when too many wait.
+    fn take(self: &Rc<AgentEvents>, event: Message) -> bool {
+        if self.waiting.len() >= AGENT_EVENTS_MAX {
+            return false;
+        }
+        if self.waiting.add(event) {
+            let events = Rc::clone(self);
+            tokio::task::spawn_local(async move {
+                while let Some(event) = events.waiting.next() {
+                    events.coordinator.agent_event(events.vm, event).await;
+                }
+            });
+        }
+        true
+    }
+}
+
 fn vm_status(id: &str, vm: &registry::Vm) -> VmStatus {
     let channel = vm.control.as_ref().map(channel::ControlHandle::status).unwrap_or_default();
     let state = match &vm.state {
@@ -570,8 +616,8 @@ fn vm_status(id: &str, vm: &registry::Vm) -> VmStatus {
         id: id.to_owned(),
         state: state.to_owned(),
         shard: u32::try_from(vm.shard).unwrap_or(u32::MAX),
-        ctl: vm.ctl.clone(),
-        io: vm.io.clone(),
+        ctl: vm.ctl.to_string(),
+        io: vm.io.to_string(),
         command: channel.command.map(|(name, _)| name.to_owned()),
         commands_queued: channel.queued as u64,
         ..VmStatus::default()

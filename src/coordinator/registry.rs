@@ -4,6 +4,7 @@
 //! gives it up at once to a new hello.
 
 use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
@@ -32,8 +33,8 @@ pub(super) struct Vm {
     pub(super) shard: usize,
     pub(super) state: VmState,
     /// Paths of its two sockets.
-    pub(super) ctl: String,
-    pub(super) io: String,
+    pub(super) ctl: Box<str>,
+    pub(super) io: Box<str>,
     pub(super) control: Option<ControlHandle>,
     /// When the log last said that a client holds it back.
     pub(super) warned: Option<Instant>,
@@ -49,7 +50,7 @@ pub(super) struct Vm {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmRef {
     pub(super) key: u64,
-    pub(super) id: String,
+    pub(super) id: Rc<str>,
 }
 
 impl VmRef {
@@ -192,10 +193,10 @@ pub enum RequestError {
 /// All VMs and sessions.
 #[derive(Debug)]
 pub(super) struct Registry {
-    pub(super) vms: BTreeMap<String, Vm>,
+    pub(super) vms: BTreeMap<Rc<str>, Box<Vm>>,
     /// Those unregistered over protocol 2 that still have processes, by number.
-    pub(super) hidden: BTreeMap<u64, (String, Vm)>,
-    ids: HashMap<u64, String>,
+    pub(super) hidden: BTreeMap<u64, (Rc<str>, Box<Vm>)>,
+    ids: HashMap<u64, Rc<str>>,
     /// Loads of the shards, and how many VMs each has.
     pub(super) placement: Placement,
     /// Sockets per shard: links, sessions and shims.
@@ -248,21 +249,22 @@ impl Registry {
             key,
             shard,
             state,
-            ctl: ctl.to_owned(),
-            io: io.to_owned(),
+            ctl: ctl.into(),
+            io: io.into(),
             control: None,
             warned: None,
             tokens: 0,
             sessions: 0,
             api: None,
         };
-        self.vms.insert(id.to_owned(), vm);
-        self.ids.insert(key, id.to_owned());
-        Ok(VmRef { key, id: id.to_owned() })
+        let id: Rc<str> = id.into();
+        self.vms.insert(Rc::clone(&id), Box::new(vm));
+        self.ids.insert(key, Rc::clone(&id));
+        Ok(VmRef { key, id })
     }
 
     /// Forgets a VM.
-    pub(super) fn remove(&mut self, key: u64) -> Option<Vm> {
+    pub(super) fn remove(&mut self, key: u64) -> Option<Box<Vm>> {
         let vm = match self.ids.remove(&key) {
             Some(id) => self.vms.remove(&id)?,
             None => self.hidden.remove(&key)?.1,
@@ -299,7 +301,7 @@ impl Registry {
     /// The VM a client is attached to, if it can be used.
     pub(super) fn usable(&mut self, vm: &VmRef) -> Result<&mut Vm, RequestError> {
         match self.by_key(vm.key) {
-            None => Err(RequestError::Unknown(vm.id.clone())),
+            None => Err(RequestError::Unknown(vm.id.to_string())),
             Some((id, Vm { state: VmState::Gone(why), .. })) => {
                 Err(RequestError::Gone { id: id.to_owned(), why: why.clone() })
             }
@@ -309,8 +311,8 @@ impl Registry {
 
     /// The VM with this name, in any state but connecting.
     pub(super) fn find(&self, id: &str) -> Result<VmRef, RequestError> {
-        match self.vms.get(id) {
-            Some(vm) if vm.state != VmState::Connecting => Ok(VmRef { key: vm.key, id: id.to_owned() }),
+        match self.vms.get_key_value(id) {
+            Some((id, vm)) if vm.state != VmState::Connecting => Ok(VmRef { key: vm.key, id: Rc::clone(id) }),
             _ => Err(RequestError::Unknown(id.to_owned())),
         }
     }

@@ -4,17 +4,17 @@
 //! asymmetry to know: a process waits for its shim before it starts, a shim's input and signals wait for the process
 //! after it connected.
 
-use std::os::fd::OwnedFd;
+use std::fmt::Debug;
+use std::rc::Rc;
 
 use tokio::net::UnixStream;
-use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info, warn};
 
 use super::registry::{RequestError, VmRef, VmState};
 use super::tokens::{Progress, Target, TokenEntry};
 use super::{Coordinator, out_of};
-use crate::limits::{MESSAGES_BUFFER, SESSIONS_PER_VM, TOKENS_PER_REQUEST};
+use crate::limits::{SESSIONS_PER_VM, TOKENS_PER_REQUEST};
 use crate::os::fds::PeerCredentials;
 use crate::relay::{self, Gone};
 use crate::shard::{Order, TokenOrder};
@@ -31,19 +31,31 @@ const SIGKILL: i64 = 9;
 const SIGTERM: i64 = 15;
 const SIGWINCH: i64 = 28;
 
-/// A shim's connection on its shard, as its door sees it.
-#[derive(Debug)]
+/// A shim's connection on its shard, as its door names it.
+#[derive(Debug, Clone, Copy)]
 pub struct ShimLink {
     base: StreamSeq,
     connection: u64,
-    messages: mpsc::Receiver<Frame>,
 }
 
-impl ShimLink {
-    /// The next thing it sent that is not input; `None` when it is gone.
-    pub async fn next_message(&mut self) -> Option<Frame> {
-        self.messages.recv().await
-    }
+/// Who deals with what a shim sends besides input. Kept for as long as the shim has its token.
+pub trait Attendant: Debug {
+    /// A message came. They come in the order in which they were sent, and the shard lets no more of them be under way
+    /// than [`SHIM_MESSAGES_MAX`](crate::limits::SHIM_MESSAGES_MAX).
+    fn attend(self: Rc<Self>, coordinator: &Coordinator, shim: ShimLink, message: Frame);
+}
+
+/// A connection that is to move to a shard.
+#[derive(Debug)]
+pub struct Mover {
+    /// Who is at its other end.
+    pub client: PeerCredentials,
+    /// Its socket.
+    pub stream: UnixStream,
+    /// Bytes it sent that nobody has looked at.
+    pub unparsed: Vec<u8>,
+    /// Bytes it is owed.
+    pub reply: Vec<u8>,
 }
 
 impl Coordinator {
@@ -72,7 +84,10 @@ impl Coordinator {
                 return Err(RequestError::Tokens { asked: count, most });
             }
             for _ in 0..count {
-                let token = random_token()?;
+                let mut token = random_token()?;
+                while tokens.is_taken(token) {
+                    token = random_token()?;
+                }
                 let base = registry.sequences(2)?;
                 tokens.add(token, base, vm.key, shard);
                 made.push((shard, base, token));
@@ -117,31 +132,32 @@ impl Coordinator {
         let (coordinator, vm, path) = (self.clone(), vm.clone(), path.to_owned());
         tokio::task::spawn_local(async move {
             let deadline = Instant::now() + coordinator.0.settings.deadline;
-            match coordinator.connect(&vm, &path, client, deadline).await {
+            let connected = async {
+                let [opened] = coordinator.open(&vm, [&path], client, deadline).await?;
+                coordinator.connect(&vm, &path, opened, deadline).await
+            };
+            match connected.await {
                 Ok(stream) => super::console::log_lines(&vm.id, stream).await,
-                Err(error) => warn!(vm = vm.id, %error, "the VM's console cannot be read"),
+                Err(error) => warn!(vm = vm.id(), %error, "the VM's console cannot be read"),
             }
         });
     }
 
-    /// Moves a connection to the shard of the token it claims. `unparsed` are bytes it sent behind ConnectShim,
-    /// `reply` what it is owed.
+    /// Moves a connection to the shard of the token it claims; its messages go to `attendant` from then on.
     ///
     /// # Errors
     /// What the client is told; the connection is given back.
     pub async fn connect_shim(
         &self,
         token: &str,
-        client: PeerCredentials,
-        stream: UnixStream,
-        unparsed: Vec<u8>,
-        reply: Vec<u8>,
-    ) -> Result<ShimLink, (RequestError, UnixStream)> {
-        let (sender, messages) = mpsc::channel(MESSAGES_BUFFER);
+        mover: Mover,
+        attendant: Rc<dyn Attendant>,
+    ) -> Result<(), (RequestError, UnixStream)> {
+        let Mover { client, stream, unparsed, mut reply } = mover;
         let claimed = {
             let mut tokens = self.0.tokens.borrow_mut();
             tokens.find(token).and_then(|base| {
-                let connection = tokens.claim(base, token, client.pid, sender)?;
+                let connection = tokens.claim(base, token, client.pid, attendant)?;
                 let shard = tokens.entry(base).map_or(0, |entry| entry.shard);
                 match self.0.registry.borrow_mut().take_socket(shard) {
                     Ok(()) => Ok((base, connection)),
@@ -156,20 +172,21 @@ impl Coordinator {
             Ok(claimed) => claimed,
             Err(error) => return Err((error, stream)),
         };
-        let fd = match super::into_blocking(stream) {
-            Ok(fd) => fd,
+        // What the socket takes now leaves before the shard is woken, and the rest from there. One that has failed
+        // tells its shard so.
+        reply.drain(..stream.try_write(&reply).unwrap_or(0));
+        match super::into_blocking(stream) {
+            Ok(fd) => {
+                debug!(session = base.0, connection, "shim connected");
+                self.tell(base, TokenOrder::Connect { connection, fd, unparsed, reply }).await;
+            }
             Err(error) => {
                 // The socket is lost with the attempt; its client sees it close and comes back.
                 self.unclaim(base, connection);
                 warn!(session = base.0, %error, "a shim's socket cannot be moved");
-                let (sender, messages) = mpsc::channel(1);
-                drop(sender);
-                return Ok(ShimLink { base, connection, messages });
             }
-        };
-        debug!(session = base.0, connection, "shim connected");
-        self.connect_on_shard(base, connection, fd, unparsed, reply).await;
-        Ok(ShimLink { base, connection, messages })
+        }
+        Ok(())
     }
 
     /// A connection is gone: its token is free, and so is its place on the shard.
@@ -177,10 +194,6 @@ impl Coordinator {
         if let Some(shard) = self.0.tokens.borrow_mut().unclaim(base, connection) {
             self.0.registry.borrow_mut().give_socket(shard);
         }
-    }
-
-    async fn connect_on_shard(&self, base: StreamSeq, connection: u64, fd: OwnedFd, unparsed: Vec<u8>, reply: Vec<u8>) {
-        self.tell(base, TokenOrder::Connect { connection, fd, unparsed, reply }).await;
     }
 
     /// Tells a session's shard something about it.
@@ -192,18 +205,18 @@ impl Coordinator {
     }
 
     /// A shim's message has been dealt with; `reply` goes to it.
-    pub async fn answer(&self, shim: &ShimLink, reply: Vec<u8>) {
+    pub async fn answer(&self, shim: ShimLink, reply: Vec<u8>) {
         self.tell(shim.base, TokenOrder::Answer { connection: shim.connection, reply }).await;
     }
 
     /// Ends a shim's connection by its own fault; the token is free again.
-    pub async fn fault(&self, shim: &ShimLink, why: crate::wire::DecodeError) {
+    pub async fn fault(&self, shim: ShimLink, why: crate::wire::DecodeError) {
         let why = Gone::Fault(why);
         self.tell(shim.base, TokenOrder::Drop { connection: shim.connection, why }).await;
     }
 
     /// A shim gives its token up: `reply` goes to it, then the session ends.
-    pub async fn disconnect_shim(&self, shim: &ShimLink, reply: Vec<u8>) {
+    pub async fn disconnect_shim(&self, shim: ShimLink, reply: Vec<u8>) {
         self.tell(shim.base, TokenOrder::Release { reply }).await;
     }
 
@@ -279,7 +292,7 @@ impl Coordinator {
         waited.map_err(|Waited| RequestError::NoShim(token.to_owned()))?;
         let container = if first { &command.new_container } else { &command.container };
         let target = Target { container: container.clone(), process: command.process.clone(), first };
-        self.0.tokens.borrow_mut().set(base, Progress::Starting(target));
+        self.0.tokens.borrow_mut().set(base, Progress::Starting(Rc::new(target)));
         let answer = self.hyper(vm, name, command.payload).await;
         let progress = {
             let mut tokens = self.0.tokens.borrow_mut();
@@ -303,7 +316,7 @@ impl Coordinator {
                 None => return Err(Waited),
                 Some(entry) => match look(entry) {
                     Some(found) => return Ok(found),
-                    None => std::rc::Rc::clone(&entry.changed),
+                    None => entry.change(),
                 },
             };
             timeout_at(deadline, changed.notified()).await.map_err(|_| Waited)?;
@@ -314,7 +327,7 @@ impl Coordinator {
     ///
     /// # Errors
     /// What the client is told; [`RequestError::NotStarted`] ends the connection.
-    pub async fn signal(&self, shim: &ShimLink, signal: &Signal) -> Result<Vec<u8>, RequestError> {
+    pub async fn signal(&self, shim: ShimLink, signal: &Signal) -> Result<Vec<u8>, RequestError> {
         let number = signal.signal_number;
         if !(1..=64).contains(&number) {
             return Err(RequestError::SignalNumber(number));
@@ -328,7 +341,7 @@ impl Coordinator {
         }
         let running = |entry: &TokenEntry| match &entry.progress {
             _ if !entry.is_claimed_by(shim.connection) => Some((entry.vm, None)),
-            Progress::Running(target) => Some((entry.vm, Some(target.clone()))),
+            Progress::Running(target) => Some((entry.vm, Some(Rc::clone(target)))),
             Progress::Cancelled => Some((entry.vm, None)),
             Progress::Waiting | Progress::Starting(_) => None,
         };
@@ -341,9 +354,9 @@ impl Coordinator {
         let target = target.ok_or(RequestError::NotStarted)?;
         let vm = self.reference(key)?;
         let (name, payload) = if number == SIGWINCH {
-            ("winsize", self.window_size(&vm, shim.base, target, size).await?)
+            ("winsize", self.window_size(&vm, shim.base, &target, size).await?)
         } else {
-            self.signal_command(&vm, target, i32::try_from(number).unwrap_or(0)).await?
+            self.signal_command(&vm, &target, i32::try_from(number).unwrap_or(0)).await?
         };
         self.hyper(&vm, name, payload).await?;
         Ok(Vec::new())
@@ -362,19 +375,20 @@ impl Coordinator {
     fn reference(&self, key: u64) -> Result<VmRef, RequestError> {
         let mut registry = self.0.registry.borrow_mut();
         let (id, _) = registry.by_key(key).ok_or_else(|| RequestError::Unknown(format!("#{key}")))?;
-        Ok(VmRef { key, id: id.to_owned() })
+        Ok(VmRef { key, id: id.into() })
     }
 
     async fn window_size(
         &self,
         vm: &VmRef,
         base: StreamSeq,
-        target: Target,
+        target: &Target,
         (row, column): (u16, u16),
     ) -> Result<Vec<u8>, RequestError> {
         // Agents of either age take no member they do not know.
         let size = if self.api(vm).await? >= API_SIGNALS && !target.process.is_empty() {
-            WinSize { container: target.container, process: target.process, row, column, ..WinSize::default() }
+            let (container, process) = (target.container.clone(), target.process.clone());
+            WinSize { container, process, row, column, ..WinSize::default() }
         } else {
             WinSize { seq: base.0, row, column, ..WinSize::default() }
         };
@@ -384,17 +398,17 @@ impl Coordinator {
     async fn signal_command(
         &self,
         vm: &VmRef,
-        target: Target,
+        target: &Target,
         signal: i32,
     ) -> Result<(&'static str, Vec<u8>), RequestError> {
         if target.first {
-            return Ok(("killcontainer", json(&KillContainer { container: target.container, signal })));
+            return Ok(("killcontainer", json(&KillContainer { container: target.container.clone(), signal })));
         }
         let api = self.api(vm).await?;
         if api < API_SIGNALS || target.process.is_empty() {
             return Err(RequestError::CannotSignal(api));
         }
-        let Target { container, process, .. } = target;
+        let (container, process) = (target.container.clone(), target.process.clone());
         Ok(("signalprocess", json(&SignalProcess { container, process, signal })))
     }
 
@@ -430,11 +444,9 @@ impl Coordinator {
     pub(super) async fn take_token_report(&self, report: relay::Report) {
         match report {
             relay::Report::ShimMessage { base, connection, frame } => {
-                let mut tokens = self.0.tokens.borrow_mut();
-                let claim = tokens.entry(base).and_then(|entry| entry.claim.as_ref());
-                if let Some((_, messages)) = claim.filter(|(current, _)| *current == connection) {
-                    // The shard lets no more be under way than the queue holds.
-                    let _ = messages.try_send(frame);
+                let attendant = self.0.tokens.borrow_mut().attendant(base, connection);
+                if let Some(attendant) = attendant {
+                    attendant.attend(self, ShimLink { base, connection }, frame);
                 }
             }
             relay::Report::ShimGone { base, connection, why, at_risk } => {

@@ -7,10 +7,11 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
 
 use super::registry::RequestError;
-use crate::wire::cc2::{Frame, SessionToken};
+use super::shims::Attendant;
+use crate::wire::cc2::SessionToken;
 use crate::wire::hyper::StreamSeq;
 
 /// How far a session's process is.
@@ -19,9 +20,9 @@ pub(super) enum Progress {
     /// None was started.
     Waiting,
     /// The agent has been asked to start it.
-    Starting(Target),
+    Starting(Rc<Target>),
     /// It runs, or ran.
-    Running(Target),
+    Running(Rc<Target>),
     /// It was signalled to death before it started, and will not start.
     Cancelled,
 }
@@ -41,13 +42,13 @@ pub(super) struct TokenEntry {
     pub(super) token: SessionToken,
     pub(super) vm: u64,
     pub(super) shard: usize,
-    /// The connection that has claimed it, and where its messages go.
-    pub(super) claim: Option<(u64, mpsc::Sender<Frame>)>,
+    /// The connection that has claimed it, and who deals with its messages.
+    pub(super) claim: Option<(u64, Rc<dyn Attendant>)>,
     /// The process that claimed it last.
     pub(super) pid: i32,
     pub(super) progress: Progress,
-    /// Told whenever `claim` or `progress` changes, or the entry goes.
-    pub(super) changed: Rc<Notify>,
+    /// Who is told when `claim` or `progress` changes, or the entry goes.
+    watchers: Option<Rc<Notify>>,
 }
 
 impl TokenEntry {
@@ -55,42 +56,64 @@ impl TokenEntry {
     pub(super) fn is_claimed_by(&self, connection: u64) -> bool {
         self.claim.as_ref().is_some_and(|(claimed, _)| *claimed == connection)
     }
+
+    /// What is told once, when `claim` or `progress` changes next, or the entry goes.
+    pub(super) fn change(&mut self) -> Rc<Notify> {
+        Rc::clone(self.watchers.get_or_insert_default())
+    }
+
+    fn changed(&mut self) {
+        if let Some(watchers) = self.watchers.take() {
+            watchers.notify_waiters();
+        }
+    }
 }
 
-/// All of them.
+/// All of them. Entries are boxed, because half of a table's places are empty.
 #[derive(Debug, Default)]
 pub(super) struct Tokens {
-    by_base: HashMap<u64, TokenEntry>,
-    bases: HashMap<SessionToken, u64>,
+    by_base: HashMap<u64, Box<TokenEntry>>,
+    /// First sequences by the beginning of the token, which no two share.
+    bases: HashMap<u64, u64>,
     next_connection: u64,
+    /// Entries that are claimed.
+    claimed: u64,
 }
 
 impl Tokens {
+    /// Whether a token could be mixed up with one that is there: 64 random bits say that it never is.
+    pub(super) fn is_taken(&self, token: SessionToken) -> bool {
+        self.bases.contains_key(&token.beginning())
+    }
+
+    /// Adds a session whose token is not taken.
     pub(super) fn add(&mut self, token: SessionToken, base: StreamSeq, vm: u64, shard: usize) {
-        let changed = Rc::new(Notify::new());
-        let entry = TokenEntry { token, vm, shard, claim: None, pid: 0, progress: Progress::Waiting, changed };
-        self.by_base.insert(base.0, entry);
-        self.bases.insert(token, base.0);
+        let progress = Progress::Waiting;
+        let entry = TokenEntry { token, vm, shard, claim: None, pid: 0, progress, watchers: None };
+        self.by_base.insert(base.0, Box::new(entry));
+        self.bases.insert(token.beginning(), base.0);
     }
 
     /// The session a client names.
     pub(super) fn find(&self, text: &str) -> Result<StreamSeq, RequestError> {
-        let token = SessionToken::parse(text);
-        let base = token.and_then(|token| self.bases.get(&token).copied());
+        let base = SessionToken::parse(text).and_then(|token| {
+            let base = *self.bases.get(&token.beginning())?;
+            (self.by_base.get(&base)?.token == token).then_some(base)
+        });
         base.map(StreamSeq).ok_or_else(|| RequestError::UnknownToken(text.to_owned()))
     }
 
     pub(super) fn entry(&mut self, base: StreamSeq) -> Option<&mut TokenEntry> {
-        self.by_base.get_mut(&base.0)
+        self.by_base.get_mut(&base.0).map(|entry| &mut **entry)
     }
 
-    /// Claims a token for a new connection, whose messages go to `messages`. Returns its number.
+    /// Claims a token for a new connection, whose messages go to `attendant`. Returns its number.
     pub(super) fn claim(
         &mut self,
         base: StreamSeq,
         text: &str,
         pid: i32,
-        messages: mpsc::Sender<Frame>,
+        attendant: Rc<dyn Attendant>,
     ) -> Result<u64, RequestError> {
         self.next_connection += 1;
         let connection = self.next_connection;
@@ -98,8 +121,9 @@ impl Tokens {
         if entry.claim.is_some() {
             return Err(RequestError::TokenClaimed(text.to_owned()));
         }
-        (entry.claim, entry.pid) = (Some((connection, messages)), pid);
-        entry.changed.notify_waiters();
+        (entry.claim, entry.pid) = (Some((connection, attendant)), pid);
+        entry.changed();
+        self.claimed += 1;
         Ok(connection)
     }
 
@@ -107,22 +131,36 @@ impl Tokens {
     pub(super) fn unclaim(&mut self, base: StreamSeq, connection: u64) -> Option<usize> {
         let entry = self.entry(base)?;
         entry.claim.take_if(|(claimed, _)| *claimed == connection)?;
-        entry.changed.notify_waiters();
-        Some(entry.shard)
+        entry.changed();
+        let shard = entry.shard;
+        self.claimed -= 1;
+        Some(shard)
+    }
+
+    /// Who deals with the messages of a connection that has the token.
+    pub(super) fn attendant(&mut self, base: StreamSeq, connection: u64) -> Option<Rc<dyn Attendant>> {
+        let (claimed, attendant) = self.entry(base)?.claim.as_ref()?;
+        (*claimed == connection).then(|| Rc::clone(attendant))
+    }
+
+    /// How many connections have a token.
+    pub(super) fn claimed(&self) -> u64 {
+        self.claimed
     }
 
     pub(super) fn set(&mut self, base: StreamSeq, progress: Progress) {
         if let Some(entry) = self.entry(base) {
             entry.progress = progress;
-            entry.changed.notify_waiters();
+            entry.changed();
         }
     }
 
     /// Forgets a session.
-    pub(super) fn remove(&mut self, base: StreamSeq) -> Option<TokenEntry> {
-        let entry = self.by_base.remove(&base.0)?;
-        self.bases.remove(&entry.token);
-        entry.changed.notify_waiters();
+    pub(super) fn remove(&mut self, base: StreamSeq) -> Option<Box<TokenEntry>> {
+        let mut entry = self.by_base.remove(&base.0)?;
+        self.bases.remove(&entry.token.beginning());
+        self.claimed -= u64::from(entry.claim.is_some());
+        entry.changed();
         Some(entry)
     }
 
@@ -147,7 +185,16 @@ impl Tokens {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{Coordinator, ShimLink};
     use super::*;
+    use crate::wire::cc2::Frame;
+
+    #[derive(Debug)]
+    struct Nobody;
+
+    impl Attendant for Nobody {
+        fn attend(self: Rc<Self>, _: &Coordinator, _: ShimLink, _: Frame) {}
+    }
 
     fn some() -> (Tokens, StreamSeq, String) {
         let mut tokens = Tokens::default();
@@ -157,18 +204,32 @@ mod tests {
     }
 
     #[test]
+    fn a_token_is_small() {
+        assert!(size_of::<TokenEntry>() <= 104, "{} bytes", size_of::<TokenEntry>());
+    }
+
+    #[test]
     fn a_token_is_claimed_once_and_free_again() {
         let (mut tokens, base, text) = some();
         assert_eq!(tokens.find(&text).unwrap(), base);
         assert_eq!(tokens.find("AAAA").unwrap_err().to_string(), "unknown token: AAAA");
-        let claim = |tokens: &mut Tokens| tokens.claim(base, &text, 1, mpsc::channel(1).0);
+        let mut similar = [7; 32];
+        similar[31] = 8;
+        let similar = SessionToken::new(similar);
+        assert!(tokens.is_taken(similar), "it would be mixed up with the other");
+        assert!(tokens.find(&similar.to_string()).is_err(), "all of a token counts");
+        assert!(!tokens.is_taken(SessionToken::new([8; 32])));
+        let claim = |tokens: &mut Tokens| tokens.claim(base, &text, 1, Rc::new(Nobody));
         let first = claim(&mut tokens).unwrap();
         assert_eq!(claim(&mut tokens).unwrap_err().to_string(), format!("token already claimed: {text}"));
         assert_eq!(tokens.unclaim(base, first + 1), None);
         assert!(claim(&mut tokens).is_err(), "another connection's end frees nothing");
+        assert_eq!(tokens.claimed(), 1);
+        assert!(tokens.attendant(base, first).is_some() && tokens.attendant(base, first + 1).is_none());
         assert_eq!(tokens.unclaim(base, first), Some(0));
         assert!(claim(&mut tokens).unwrap() > first);
         tokens.remove(base).unwrap();
+        assert_eq!(tokens.claimed(), 0);
         assert!(tokens.find(&text).is_err());
     }
 
@@ -178,7 +239,7 @@ mod tests {
         let target = Target { container: "c".into(), process: "p".into(), first: false };
         assert_eq!(tokens.of_process(1, "c", "p"), None);
         assert!(!tokens.is_used(1));
-        tokens.set(base, Progress::Starting(target));
+        tokens.set(base, Progress::Starting(Rc::new(target)));
         assert_eq!(tokens.of_process(1, "c", "p"), Some(base));
         assert_eq!(tokens.of_process(2, "c", "p"), None);
         assert!(tokens.is_used(1) && !tokens.is_used(2));

@@ -7,6 +7,7 @@ pub mod console;
 pub mod cpu;
 pub mod fds;
 pub mod guest_socket;
+pub mod heap;
 pub mod listener;
 pub mod process;
 pub mod region;

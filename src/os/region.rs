@@ -6,7 +6,7 @@ use std::io;
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
 
-use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
 
 /// Anonymous memory, zeroed, unmapped when dropped.
 #[derive(Debug)]
@@ -31,6 +31,17 @@ impl Region {
     /// The first byte's address; valid and unmoved until the region is dropped.
     pub fn base(&self) -> NonNull<u8> {
         self.base
+    }
+
+    /// Gives the memory back to the kernel; it reads as zeroes from now on, and comes back as it is written.
+    ///
+    /// # Safety
+    /// Nobody may hold a reference to the region's bytes, or miss what is in them.
+    pub unsafe fn discard(&self) {
+        // A kernel that does not (locked memory) leaves it as it is.
+        // SAFETY: the range is that of the mapping made in `anonymous`, which is private and anonymous; that nobody
+        // holds a reference to its bytes is the caller's promise.
+        let _ = unsafe { madvise(self.base.cast(), self.len.get(), MmapAdvise::MADV_DONTNEED) };
     }
 
     /// Bytes asked for.

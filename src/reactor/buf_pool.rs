@@ -12,6 +12,7 @@ use io_uring::Submitter;
 use io_uring::types::BufRingEntry;
 
 use crate::buf::{BufView, Direction, Leases, Source};
+use crate::limits::REST_BYTES;
 use crate::os::region::Region;
 
 /// Registration flag of buffers the kernel consumes piece by piece (`IOU_PBUF_RING_INC`, Linux 6.12).
@@ -42,6 +43,8 @@ pub struct BufGroup {
     /// Our end of the ring; published by [`BufGroup::publish`].
     tail: u16,
     lent: u16,
+    /// Bytes received since the memory was last given back.
+    touched: u64,
 }
 
 impl BufGroup {
@@ -64,7 +67,9 @@ impl BufGroup {
         // that reads it is gone (the reactor drops its ring first).
         unsafe { submitter.register_buf_ring_with_flags(address, count, group_id(direction), flags) }?;
         let buffers = vec![Buffer::default(); usize::from(count)];
-        let mut group = BufGroup { direction, ring, memory, buffers, buffer_len: len, incremental, tail: 0, lent: 0 };
+        let (tail, lent, touched) = (0, 0, 0);
+        let mut group =
+            BufGroup { direction, ring, memory, buffers, buffer_len: len, incremental, tail, lent, touched };
         (0..count).for_each(|buf| group.lend(buf));
         group.publish();
         Ok(group)
@@ -111,6 +116,7 @@ impl BufGroup {
         let off = buffer.filled;
         buffer.filled = (off + len).min(self.buffer_len);
         buffer.refs += 1;
+        self.touched += u64::from(len);
         if !(self.incremental && more) {
             buffer.lent = false;
             self.lent -= 1;
@@ -136,6 +142,22 @@ impl BufGroup {
     /// Whether every buffer is the kernel's and no reference is held.
     pub fn is_whole(&self) -> bool {
         self.buffers.iter().all(|buffer| buffer.refs == 0 && buffer.lent)
+    }
+
+    /// Whether so much was received that giving the memory back is worth it.
+    pub fn has_surplus(&self) -> bool {
+        self.touched >= REST_BYTES
+    }
+
+    /// Gives the buffers' memory back to the kernel if nobody looks at any of it. They stay lent.
+    pub fn rest(&mut self) {
+        if self.has_surplus() && self.is_whole() {
+            // SAFETY: no buffer has a reference left, so nobody looks at the bytes; the kernel writes what a receive
+            // brings only inside an enter of this thread (DEFER_TASKRUN), which has returned, and each such receive
+            // has been taken note of in `received`.
+            unsafe { self.memory.discard() };
+            self.touched = 0;
+        }
     }
 
     fn bytes(&self, buf: u16, range: std::ops::Range<usize>) -> &[u8] {

@@ -16,6 +16,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr;
+use std::time::Duration;
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use nix::errno::Errno;
@@ -31,7 +32,9 @@ pub use self::wake::Waker;
 use self::send_op::SendOp;
 use self::sockets::{Receive, Sockets};
 use crate::buf::{BufView, ChunkPool, Direction, Memory};
-use crate::limits::{SPARE_SENDS, TO_AGENT_BUFFERS, TO_AGENT_BUFFERS_INCREMENTAL, TO_CLIENT_BUFFERS};
+use crate::limits::{
+    REST_MS, SPARE_CHUNKS, SPARE_SENDS, TO_AGENT_BUFFERS, TO_AGENT_BUFFERS_INCREMENTAL, TO_CLIENT_BUFFERS,
+};
 
 /// Submission and completion entries of a shard's ring.
 const SUBMISSIONS: u32 = 1_024;
@@ -64,6 +67,8 @@ pub enum Event {
 /// Counters of one reactor.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Counters {
+    /// Calls of io_uring_enter(2).
+    pub enters: u64,
     /// Receives that found no free buffer.
     pub buffers_exhausted: u64,
     /// Completions that matched no operation.
@@ -87,7 +92,17 @@ pub struct Reactor {
     spare_sends: Vec<Box<SendOp>>,
     waker: Waker,
     wake_count: Box<u64>,
+    rest_time: Box<types::Timespec>,
+    rest_timer: RestTimer,
     counters: Counters,
+}
+
+/// The timer after whose end a shard looks whether it is at rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum RestTimer {
+    Off,
+    Set,
+    Ended,
 }
 
 /// Sockets whose receive found no buffer, oldest first.
@@ -162,6 +177,8 @@ impl Reactor {
             spare_sends: Vec::new(),
             waker,
             wake_count: Box::new(0),
+            rest_time: Box::new(Duration::from_millis(REST_MS).into()),
+            rest_timer: RestTimer::Off,
             counters: Counters::default(),
         };
         reactor.arm_wake();
@@ -305,6 +322,7 @@ impl Reactor {
         self.mem.leases.to_client.publish();
         self.mem.leases.to_agent.publish();
         let wait = self.queue_postponed() && wait;
+        self.counters.enters += 1;
         match self.ring.0.submit_and_wait(usize::from(wait)) {
             Ok(_) => {}
             Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}
@@ -312,6 +330,41 @@ impl Reactor {
         }
         self.reap(events);
         Ok(())
+    }
+
+    /// Ends a wait some time ([`REST_MS`]) from now, once; nothing where that is under way.
+    pub fn set_rest_timer(&mut self) {
+        if self.rest_timer == RestTimer::Off {
+            self.rest_timer = RestTimer::Set;
+            let entry = opcode::Timeout::new(&raw const *self.rest_time).build();
+            let tag = OpTag { kind: OpKind::Rest, slot: 0, generation: 0 };
+            // SAFETY: the boxed time stays where it is until the ring is gone, and nobody writes it.
+            unsafe { self.submit(entry, tag) };
+        }
+    }
+
+    /// Whether that time has passed; `true` once.
+    pub fn take_rest_timer(&mut self) -> bool {
+        let has_ended = self.rest_timer == RestTimer::Ended;
+        if has_ended {
+            self.rest_timer = RestTimer::Off;
+        }
+        has_ended
+    }
+
+    /// Whether it holds memory that only traffic needs.
+    pub fn has_surplus(&self) -> bool {
+        let BufPool { to_client, to_agent } = &self.mem.leases;
+        self.mem.chunks.spare() > SPARE_CHUNKS || to_client.has_surplus() || to_agent.has_surplus()
+    }
+
+    /// Nothing happens: gives that memory back.
+    pub fn rest(&mut self) {
+        self.mem.chunks.rest();
+        self.mem.leases.to_client.rest();
+        self.mem.leases.to_agent.rest();
+        self.spare_sends = Vec::new();
+        self.postponed.shrink_to_fit();
     }
 
     /// Whether a socket is not received from for lack of a buffer.
@@ -353,8 +406,10 @@ impl Reactor {
             self.counters.stale += 1;
             return;
         };
-        if tag.kind == OpKind::Wake {
-            return self.arm_wake();
+        match tag.kind {
+            OpKind::Wake => return self.arm_wake(),
+            OpKind::Rest => return self.rest_timer = RestTimer::Ended,
+            _ => {}
         }
         let view = cqueue::buffer_select(flags).map(|buf| (buf, cqueue::buffer_more(flags)));
         let id = SocketId { slot: tag.slot, generation: tag.generation };
@@ -377,7 +432,7 @@ impl Reactor {
                 }
             }
             OpKind::HangUp => self.hang_up_completed(id, result, ended, events),
-            OpKind::Cancel | OpKind::Wake => {}
+            OpKind::Cancel | OpKind::Wake | OpKind::Rest => {}
         }
         self.retire(id);
     }
@@ -542,6 +597,7 @@ impl Reactor {
             let mut queued = unsafe { self.ring.0.submission().push(entry) };
             if queued.is_err() {
                 // A full queue empties by one call, unless the kernel refuses: `turn` sees why.
+                self.counters.enters += 1;
                 let _ = self.ring.0.submit();
                 // SAFETY: the same promise of the caller of `submit` holds until the completion.
                 queued = unsafe { self.ring.0.submission().push(entry) };
@@ -581,6 +637,62 @@ mod tests {
             reactor.turn(false, &mut Vec::new()).unwrap();
         }
         assert!(reactor.postponed.is_empty());
+    }
+
+    #[test]
+    fn at_rest_the_receive_buffers_are_the_kernels_and_go_on_working() {
+        let mut reactor = Reactor::new(probe().unwrap(), 4, Waker::new().unwrap()).unwrap();
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let socket = reactor.add(ours.into(), Direction::ToAgent).unwrap();
+        reactor.resume(socket);
+        let piece = vec![b'x'; 32 * 1024];
+        let mut events = Vec::new();
+        let mut receive = |reactor: &mut Reactor, bytes: &[u8]| {
+            std::io::Write::write_all(&mut &theirs, bytes).unwrap();
+            let mut got = Vec::new();
+            while got.len() < bytes.len() {
+                reactor.turn(true, &mut events).unwrap();
+                for event in events.drain(..) {
+                    let Event::Received(_, view) = event else { panic!("{event:?}") };
+                    got.extend_from_slice(reactor.mem.bytes(view));
+                    reactor.mem.release(view.source);
+                }
+            }
+            assert!(got == bytes);
+        };
+        for _ in 0..40 {
+            assert!(!reactor.has_surplus());
+            while !reactor.has_surplus() {
+                receive(&mut reactor, &piece);
+            }
+            reactor.set_rest_timer();
+            while !reactor.take_rest_timer() {
+                reactor.turn(true, &mut Vec::new()).unwrap();
+            }
+            reactor.rest();
+            receive(&mut reactor, b"what comes after a rest");
+        }
+    }
+
+    #[test]
+    fn a_turn_enters_the_kernel_once_however_much_there_is_to_do() {
+        let mut reactor = Reactor::new(probe().unwrap(), 64, Waker::new().unwrap()).unwrap();
+        let pair = || std::os::unix::net::UnixStream::pair().unwrap();
+        let (ours, mut theirs): (Vec<_>, Vec<_>) = (0..64).map(|_| pair()).unzip();
+        let sockets: Vec<_> = ours.into_iter().map(|fd| reactor.add(fd.into(), Direction::ToAgent).unwrap()).collect();
+        sockets.iter().for_each(|&socket| reactor.resume(socket));
+        let mut events = Vec::new();
+        for _ in 0..50 {
+            theirs.iter_mut().for_each(|theirs| std::io::Write::write_all(theirs, b"there").unwrap());
+            reactor.turn(false, &mut events).unwrap();
+            for event in events.drain(..) {
+                if let Event::Received(socket, view) = event {
+                    reactor.send(socket, &[view]);
+                    reactor.mem.release(view.source);
+                }
+            }
+        }
+        assert_eq!(reactor.counters().enters, 50);
     }
 
     #[test]

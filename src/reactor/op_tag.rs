@@ -19,6 +19,8 @@ pub enum OpKind {
     Wake = 5,
     /// Waits for room to send.
     Room = 6,
+    /// Waits for some time.
+    Rest = 7,
 }
 
 /// `user_data` as a type.
@@ -51,6 +53,7 @@ impl OpTag {
             4 => OpKind::Cancel,
             5 => OpKind::Wake,
             6 => OpKind::Room,
+            7 => OpKind::Rest,
             _ => return None,
         };
         Some(OpTag { kind, slot: data as u32, generation: (data >> 32) as u32 % OpTag::GENERATIONS })

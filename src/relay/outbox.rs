@@ -52,6 +52,13 @@ impl Arena {
         &mut self.nodes[index as usize]
     }
 
+    /// Gives its memory back when no node is in use.
+    pub fn rest(&mut self) {
+        if self.in_use() == 0 {
+            *self = Arena::default();
+        }
+    }
+
     /// Nodes in use.
     pub fn in_use(&self) -> usize {
         self.nodes.len() - self.free.len()

@@ -272,23 +272,35 @@ impl Plane {
     /// free. For when somebody is not received from for lack of one and nothing else happens. What is being tried
     /// stays: its send has its pieces.
     pub fn relieve<L: Leases>(&mut self, mem: &mut Memory<L>) {
-        while mem.leases.is_scarce(Direction::ToClient)
-            && let Some(id) = self.pinning_output.pop_front()
-        {
-            let session = &mut self.sessions[id.0 as usize];
-            session.pins_output = false;
-            if session.sending == Sending::Blocked {
-                session.to_client.settle(&mut self.arena, mem);
-            }
+        for direction in [Direction::ToClient, Direction::ToAgent] {
+            while mem.leases.is_scarce(direction) && self.settle_pinned(mem, direction) {}
         }
-        while mem.leases.is_scarce(Direction::ToAgent)
-            && let Some(id) = self.pinning_input.pop_front()
-        {
-            let session = &mut self.sessions[id.0 as usize];
-            session.pins_input = false;
-            if session.link.is_some_and(|link| self.links[link.0 as usize].sending == Sending::Blocked) {
-                session.to_agent.settle(&mut self.arena, mem);
-            }
+    }
+
+    /// Moves the oldest of a direction's pinned bytes; `false` when there are none.
+    fn settle_pinned<L: Leases>(&mut self, mem: &mut Memory<L>, direction: Direction) -> bool {
+        let Some(id) = self.pinning(direction).pop_front() else { return false };
+        let session = &mut self.sessions[id.0 as usize];
+        let link = session.link.map(|link| &self.links[link.0 as usize]);
+        let is_stuck = match direction {
+            Direction::ToClient => session.sending == Sending::Blocked,
+            Direction::ToAgent => link.is_some_and(|link| link.sending == Sending::Blocked),
+        };
+        let (pins, out) = match direction {
+            Direction::ToClient => (&mut session.pins_output, &mut session.to_client),
+            Direction::ToAgent => (&mut session.pins_input, &mut session.to_agent),
+        };
+        *pins = false;
+        if is_stuck {
+            out.settle(&mut self.arena, mem);
+        }
+        true
+    }
+
+    fn pinning(&mut self, direction: Direction) -> &mut VecDeque<SessionId> {
+        match direction {
+            Direction::ToClient => &mut self.pinning_output,
+            Direction::ToAgent => &mut self.pinning_input,
         }
     }
 
@@ -319,6 +331,24 @@ impl Plane {
     /// Forgets the lists of pieces: all sends have been made.
     pub fn clear_views(&mut self) {
         self.views.clear();
+    }
+
+    /// Nothing happens: gives back what only traffic needs, and with it the receive buffers of peers that do not read.
+    /// Call it between turns.
+    pub fn rest<L: Leases>(&mut self, mem: &mut Memory<L>) {
+        while self.pins() {
+            self.settle_pinned(mem, Direction::ToClient);
+            self.settle_pinned(mem, Direction::ToAgent);
+        }
+        self.arena.rest();
+        for list in [&mut self.dirty_clients, &mut self.dirty_inputs, &mut self.stuck] {
+            list.shrink_to_fit();
+        }
+        self.dirty_links.shrink_to_fit();
+        self.pinning_output.shrink_to_fit();
+        self.pinning_input.shrink_to_fit();
+        self.views.shrink_to_fit();
+        self.effects.shrink_to_fit();
     }
 
     /// Totals since the plane was made.

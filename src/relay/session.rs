@@ -243,7 +243,17 @@ impl Session {
 
 #[cfg(test)]
 mod tests {
-    use super::{Happening as H, State as S};
+    use super::super::link::Link;
+    use super::super::shim::Shim;
+    use super::{Happening as H, Session, State as S};
+
+    #[test]
+    fn an_idle_session_is_small() {
+        // There are tens of thousands. Who needs more for a rare case boxes it.
+        assert!(size_of::<Session>() <= 280, "{} bytes", size_of::<Session>());
+        assert!(size_of::<Shim>() <= 128, "{} bytes for a token", size_of::<Shim>());
+        assert!(size_of::<Link>() <= 280, "{} bytes for a VM", size_of::<Link>());
+    }
 
     #[test]
     fn the_transition_table() {

@@ -209,8 +209,8 @@ impl Plane {
         self.pause_client(id, self.is_over_total(mem));
     }
 
-    /// Nothing of a session's may leave yet: moves a session's bytes for it to chunks, and stops reading its client when they
-    /// are too many, or all sessions' together are.
+    /// Nothing of a session's may leave yet: moves it to chunks, and stops reading its client when it is too much, or
+    /// all sessions' together is.
     pub(super) fn hold_input<L: Leases>(&mut self, mem: &mut Memory<L>, id: SessionId) {
         let over = self.is_over_total(mem);
         let session = &mut self.sessions[id.0 as usize];

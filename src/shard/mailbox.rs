@@ -164,9 +164,22 @@ impl Mailbox {
     /// # Errors
     /// Gives the order back when the queue is full.
     pub fn post(&self, order: Order) -> Result<(), Order> {
-        self.queues.orders.push(order)?;
-        self.waker.wake();
+        self.queue(order)?;
+        self.wake();
         Ok(())
+    }
+
+    /// Puts an order into the shard's queue, where its next turn finds it; [`Mailbox::wake`] brings that about.
+    ///
+    /// # Errors
+    /// Gives the order back when the queue is full.
+    pub fn queue(&self, order: Order) -> Result<(), Order> {
+        self.queues.orders.push(order)
+    }
+
+    /// Wakes the shard if it sleeps.
+    pub fn wake(&self) {
+        self.waker.wake();
     }
 
     /// The next report.

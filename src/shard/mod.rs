@@ -20,7 +20,7 @@ pub use self::mailbox::{Mailbox, Order, Report, ShardMailbox, TokenOrder, mailbo
 pub use self::stats::ShardStats;
 
 use crate::buf::{BufView, Direction, Source};
-use crate::limits::CHUNK_LEN;
+use crate::limits::{CHUNK_LEN, TRIM_TURNS};
 use crate::os::cpu::{self, ThreadClock};
 use crate::reactor::{Event, Features, Reactor, SocketId, Waker};
 use crate::relay::{self, Effect, Gone, LinkId, Peer, Plane, Sent, SessionId, Tuning};
@@ -73,6 +73,8 @@ struct Shard {
     session_sockets: Vec<Option<SocketId>>,
     effects: Vec<Effect>,
     draining: bool,
+    /// Nothing has happened since the rest timer was set.
+    is_quiet: bool,
     turns: u64,
 }
 
@@ -118,6 +120,7 @@ impl Shard {
             session_sockets: Vec::new(),
             effects: Vec::new(),
             draining: false,
+            is_quiet: true,
             turns: 0,
         })
     }
@@ -139,15 +142,11 @@ impl Shard {
 
     /// One turn; `false` when the shard was told to stop.
     fn turn(&mut self, events: &mut Vec<Event>) -> io::Result<bool> {
-        // Bytes for peers that do not read stay in the receive buffers until somebody else needs these in vain.
-        let is_short = self.reactor.is_starving() && self.plane.pins();
-        let wait = self.mailbox.may_sleep() && !is_short;
-        self.reactor.turn(wait, events)?;
-        if is_short && events.is_empty() {
-            self.plane.relieve(&mut self.reactor.mem);
-        }
-        self.mailbox.awake();
+        self.sleep(events)?;
         self.turns += 1;
+        if self.turns.is_multiple_of(TRIM_TURNS) {
+            self.reactor.mem.chunks.trim();
+        }
         while let Some(order) = self.mailbox.next_order() {
             if !self.obey(order) {
                 return Ok(false);
@@ -168,6 +167,39 @@ impl Shard {
         self.mailbox.deliver();
         self.stats.store(&self.numbers());
         Ok(true)
+    }
+
+    /// Submits, waits for something to happen if there is nothing to do, and reaps.
+    fn sleep(&mut self, events: &mut Vec<Event>) -> io::Result<()> {
+        // Bytes for peers that do not read stay in the receive buffers until somebody else needs these in vain.
+        let is_short = self.reactor.is_starving() && self.plane.pins();
+        let wait = self.mailbox.may_sleep() && !is_short;
+        self.reactor.turn(wait, events)?;
+        self.mailbox.awake();
+        if is_short && events.is_empty() {
+            self.plane.relieve(&mut self.reactor.mem);
+        }
+        self.rest_when_quiet(events);
+        Ok(())
+    }
+
+    /// Gives back what only traffic needs when nothing has happened for a while. A timer runs only behind traffic that
+    /// left something to give back.
+    fn rest_when_quiet(&mut self, events: &mut Vec<Event>) {
+        self.is_quiet &= events.is_empty();
+        if self.reactor.take_rest_timer() {
+            if self.is_quiet {
+                self.plane.rest(&mut self.reactor.mem);
+                self.reactor.rest();
+                self.effects.shrink_to_fit();
+                events.shrink_to_fit();
+                return;
+            }
+            self.is_quiet = true;
+            self.reactor.set_rest_timer();
+        } else if !self.is_quiet && self.reactor.has_surplus() {
+            self.reactor.set_rest_timer();
+        }
     }
 
     fn flush(&mut self) {

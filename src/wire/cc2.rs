@@ -453,6 +453,12 @@ impl SessionToken {
         bytes.copy_from_slice(&decoded);
         Some(SessionToken(bytes))
     }
+
+    /// Its first 64 bits, for a table; a token that begins alike may be another.
+    pub fn beginning(self) -> u64 {
+        let (beginning, _) = self.0.split_first_chunk().expect("a token is longer");
+        u64::from_ne_bytes(*beginning)
+    }
 }
 
 impl std::fmt::Display for SessionToken {

@@ -8,7 +8,6 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ringway::limits::SPARE_CHUNKS;
 use ringway::reactor::probe;
 use ringway::shard::{Order, ShardConfig, ShardHandle, TokenOrder, spawn};
 use ringway::wire::admin::ShardStatus;
@@ -97,7 +96,7 @@ fn shares(clients: usize, frames: usize, frame: usize) -> impl Iterator<Item = u
 fn everywhere(case: impl Fn(&Alone, Protocol, usize, usize)) {
     let alone = Alone::new();
     for protocol in [Protocol::One, Protocol::Two] {
-        for clients in [1, 16, SPARE_CHUNKS] {
+        for clients in [1, 16, 256] {
             PAYLOADS.iter().for_each(|&payload| case(&alone, protocol, clients, payload));
         }
     }

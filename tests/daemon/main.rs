@@ -13,6 +13,7 @@ mod framed;
 mod guest;
 mod harness;
 mod hello;
+mod idle;
 mod lifecycle;
 mod lives;
 mod messages;

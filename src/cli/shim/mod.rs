@@ -38,7 +38,8 @@ pub struct Args {
     #[arg(long, short, value_name = "ID")]
     container_id: String,
     /// The token of the process's session
-    #[arg(long, short, value_name = "TOKEN")]
+    // One in 64 begins with a hyphen.
+    #[arg(long, short, value_name = "TOKEN", allow_hyphen_values = true)]
     token: String,
     /// The daemon's proxy socket
     #[arg(long, short, value_name = "unix:///PATH", value_parser = parse_uri)]
@@ -231,6 +232,10 @@ mod tests {
         let short = parse(&["-c", "c1", "-t", "T", "-u", "unix:///run/p.sock", "-d", "-r", "3"]).unwrap();
         assert_eq!((short.container_id.as_str(), short.token.as_str()), ("c1", "T"));
         assert_eq!((short.uri, short.debug, short.reconnect_timeout), (PathBuf::from("/run/p.sock"), true, 3));
+        for spelling in [&["-t", "-d-u"][..], &["-t-d-u"], &["--token", "-d-u"], &["--token=-d-u"]] {
+            let hyphen = parse(&[&["-c", "c1", "-u", "unix:///p"], spelling].concat()).unwrap();
+            assert_eq!((hyphen.token.as_str(), hyphen.debug), ("-d-u", false), "{spelling:?}");
+        }
         let long = parse(&["--container-id", "c1", "--token=T", "--uri", "unix:///p"]).unwrap();
         assert_eq!((long.uri, long.debug, long.reconnect_timeout), (PathBuf::from("/p"), false, 10));
         for missing in [["-c", "c", "-t", "t"], ["-c", "c", "-u", "unix:///p"], ["-t", "t", "-u", "unix:///p"]] {

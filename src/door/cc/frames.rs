@@ -4,14 +4,16 @@
 //! comes back, to be answered in order. The asymmetry to know: a bad frame ends the connection without an answer,
 //! a bad payload of a command is answered with an error.
 
+use std::cell::RefCell;
+use std::rc::Rc;
+
 use serde::Deserialize;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
-use tokio::sync::OwnedSemaphorePermit;
 use tracing::{debug, error, info, warn};
 
 use super::{End, receive};
-use crate::coordinator::{Coordinator, RequestError, ShimLink, VmRef};
+use crate::coordinator::{Attendant, Backlog, Coordinator, Mover, RequestError, ShimLink, VmRef};
 use crate::limits::REFUSALS_LOGGED;
 use crate::os::fds::PeerCredentials;
 use crate::wire::DecodeError;
@@ -21,22 +23,15 @@ use crate::wire::cc2::{
     RegisterVm, Registered, Signal, Stream,
 };
 
-/// Serves a client whose first bytes are `bytes`, to its end. `place` is free again once it is a shim.
-pub(super) async fn serve(
-    stream: UnixStream,
-    coordinator: Coordinator,
-    peer: PeerCredentials,
-    bytes: &[u8],
-    place: OwnedSemaphorePermit,
-) -> End {
+/// Serves a client whose first bytes are `bytes`, until it ends or is a shim.
+pub(super) async fn serve(stream: UnixStream, coordinator: Coordinator, peer: PeerCredentials, bytes: &[u8]) -> End {
     let mut decoder = Decoder::default();
     decoder.push(bytes);
-    let mut client = Client { coordinator, peer, vm: None, shim: None, refused: 0 };
-    if let Err(end) = client.serve_runtime(stream, decoder).await {
-        return end;
+    let about = About { peer, vm: None, refused: 0 };
+    match (Client { coordinator, about, shim: None }).serve(stream, decoder).await {
+        Ok(()) => End::Moved,
+        Err(end) => end,
     }
-    drop(place);
-    client.serve_shim().await
 }
 
 /// What a request came to.
@@ -51,20 +46,43 @@ enum Outcome {
     Release,
 }
 
-/// One client.
-#[derive(Debug)]
-struct Client {
-    coordinator: Coordinator,
+/// What is known of a client.
+#[derive(Debug, Clone)]
+struct About {
     peer: PeerCredentials,
     vm: Option<VmRef>,
-    shim: Option<ShimLink>,
     /// Requests refused.
     refused: u32,
 }
 
+/// A shim, whose connection is on its shard: a few words while it sends nothing but input.
+#[derive(Debug)]
+struct Shim {
+    about: RefCell<About>,
+    messages: Backlog<Frame>,
+}
+
+impl Attendant for Shim {
+    fn attend(self: Rc<Self>, coordinator: &Coordinator, shim: ShimLink, message: Frame) {
+        if self.messages.add(message) {
+            let about = self.about.borrow().clone();
+            let client = Client { coordinator: coordinator.clone(), about, shim: Some(shim) };
+            tokio::task::spawn_local(client.serve_shim(shim, self));
+        }
+    }
+}
+
+/// One client, while it is served.
+#[derive(Debug)]
+struct Client {
+    coordinator: Coordinator,
+    about: About,
+    shim: Option<ShimLink>,
+}
+
 impl Client {
     /// Serves a connection that is still here; returns when it has moved to a shard.
-    async fn serve_runtime(&mut self, mut stream: UnixStream, mut decoder: Decoder) -> Result<(), End> {
+    async fn serve(&mut self, mut stream: UnixStream, mut decoder: Decoder) -> Result<(), End> {
         loop {
             let Some(frame) = decoder.next_frame()? else {
                 look_ahead(&decoder)?;
@@ -75,13 +93,14 @@ impl Client {
                 }
             };
             let Some(command) = self.read(&frame)? else { continue };
-            let reply = match self.obey(command, &frame.payload).await {
+            // Boxed, because it is large and most clients are silent most of the time.
+            let reply = match Box::pin(self.obey(command, &frame.payload)).await {
                 Ok(Outcome::Claim(token)) => {
-                    let unparsed = decoder.rest().to_vec();
-                    let (peer, reply) = (self.peer, success(command, &[]));
-                    match self.coordinator.connect_shim(&token, peer, stream, unparsed, reply).await {
-                        Ok(shim) => {
-                            self.shim = Some(shim);
+                    let (client, reply) = (self.about.peer, success(command, &[]));
+                    let mover = Mover { client, stream, unparsed: decoder.rest().to_vec(), reply };
+                    let shim = Shim { about: RefCell::new(self.about.clone()), messages: Backlog::default() };
+                    match self.coordinator.connect_shim(&token, mover, Rc::new(shim)).await {
+                        Ok(()) => {
                             self.coordinator.count(|counters| counters.requests_ok += 1);
                             return Ok(());
                         }
@@ -101,41 +120,27 @@ impl Client {
         }
     }
 
-    /// Serves what a shim sends besides input.
-    async fn serve_shim(&mut self) -> End {
-        loop {
-            let Some(frame) = self.next_message().await else { return End::Closed };
+    /// Serves what a shim has sent besides input.
+    async fn serve_shim(mut self, shim: ShimLink, rest: Rc<Shim>) {
+        while let Some(frame) = rest.messages.next() {
             let command = match self.read(&frame) {
                 Ok(Some(command)) => command,
                 Ok(None) => {
-                    self.answer(Vec::new()).await;
+                    self.coordinator.answer(shim, Vec::new()).await;
                     continue;
                 }
-                Err(fault) => {
-                    if let Some(shim) = &self.shim {
-                        self.coordinator.fault(shim, fault.clone()).await;
-                    }
-                    // Counted and logged when its shard says that it has ended.
-                    return End::Closed;
-                }
+                // Counted and logged when its shard says that it has ended. What it sent behind it is nobody's.
+                Err(fault) => return self.coordinator.fault(shim, fault).await,
             };
             let outcome = self.obey(command, &frame.payload).await;
             let is_release = matches!(outcome, Ok(Outcome::Release));
             let reply = self.reply(command, outcome);
-            match &self.shim {
-                Some(shim) if is_release => self.coordinator.disconnect_shim(shim, reply).await,
-                _ => self.answer(reply).await,
+            if is_release {
+                self.coordinator.disconnect_shim(shim, reply).await;
+            } else {
+                self.coordinator.answer(shim, reply).await;
             }
-        }
-    }
-
-    async fn next_message(&mut self) -> Option<Frame> {
-        self.shim.as_mut()?.next_message().await
-    }
-
-    async fn answer(&self, reply: Vec<u8>) {
-        if let Some(shim) = &self.shim {
-            self.coordinator.answer(shim, reply).await;
+            rest.about.borrow_mut().clone_from(&self.about);
         }
     }
 
@@ -148,7 +153,7 @@ impl Client {
                 Ok(None)
             }
             Kind::Notification(opcode) => {
-                debug!(pid = self.peer.pid, opcode, "ignored a notification");
+                debug!(pid = self.about.peer.pid, opcode, "ignored a notification");
                 Ok(None)
             }
             kind => Err(out_of_place(kind)),
@@ -159,7 +164,7 @@ impl Client {
     fn log(&self, payload: &[u8]) -> Result<(), DecodeError> {
         let entry: LogEntry = serde_json::from_slice(payload).map_err(|e| DecodeError::Json(e.to_string()))?;
         let LogEntry { source, container_id: container, level, msg } = entry;
-        let (pid, msg) = (self.peer.pid, on_one_line(&msg));
+        let (pid, msg) = (self.about.peer.pid, on_one_line(&msg));
         match level.as_str() {
             "error" => error!(pid, source, container, "{msg}"),
             "warn" => warn!(pid, source, container, "{msg}"),
@@ -175,7 +180,7 @@ impl Client {
             Command::UnregisterVm => {
                 let named: AttachVm = parse(payload)?;
                 self.coordinator.unregister(&named.container_id).await?;
-                self.vm = None;
+                self.about.vm = None;
                 Ok(Outcome::Done(Vec::new()))
             }
             Command::AttachVm => {
@@ -185,7 +190,7 @@ impl Client {
             }
             Command::Hyper => {
                 let asked: Hyper = parse(payload)?;
-                let vm = self.vm.as_ref().ok_or(RequestError::NotAttached)?;
+                let vm = self.about.vm.as_ref().ok_or(RequestError::NotAttached)?;
                 Ok(Outcome::Done(self.coordinator.hyper_with_tokens(vm, asked).await?))
             }
             Command::ConnectShim if self.shim.is_some() => Err(RequestError::AlreadyAShim.into()),
@@ -193,7 +198,7 @@ impl Client {
             Command::DisconnectShim if self.shim.is_some() => Ok(Outcome::Release),
             Command::DisconnectShim => Err(RequestError::NotAShim.into()),
             Command::Signal => {
-                let shim = self.shim.as_ref().ok_or(RequestError::NotAShim)?;
+                let shim = self.shim.ok_or(RequestError::NotAShim)?;
                 let signal: Signal = parse(payload)?;
                 Ok(Outcome::After(self.coordinator.signal(shim, &signal).await?))
             }
@@ -205,16 +210,16 @@ impl Client {
         // Before anything is connected: a registration that is refused leaves nothing behind.
         Coordinator::check_tokens(num_io_streams)?;
         let hello = Hello { container_id, ctl_serial, io_serial };
-        let vm = self.coordinator.hello(&hello, self.peer).await?;
+        let vm = self.coordinator.hello(&hello, self.about.peer).await?;
         if !console.is_empty() {
-            self.coordinator.watch_console(&vm, &console, self.peer);
+            self.coordinator.watch_console(&vm, &console, self.about.peer);
         }
         self.attached(vm, num_io_streams).await
     }
 
     async fn attached(&mut self, vm: VmRef, tokens: i64) -> Result<Vec<u8>, Refusal> {
         let tokens = self.coordinator.tokens(&vm, tokens).await?;
-        self.vm = Some(vm);
+        self.about.vm = Some(vm);
         let registered = Registered { io: IoBase { url: self.coordinator.url(), tokens } };
         Ok(serde_json::to_vec(&registered).expect("plain data serializes"))
     }
@@ -236,11 +241,11 @@ impl Client {
 
     fn refuse(&mut self, command: Command, error: &dyn std::fmt::Display) -> Vec<u8> {
         self.coordinator.count(|counters| counters.requests_failed += 1);
-        self.refused = self.refused.saturating_add(1);
+        self.about.refused = self.about.refused.saturating_add(1);
         // Not the reason: it may name a token, and tokens are secrets.
-        match self.refused {
-            ..=REFUSALS_LOGGED => info!(pid = self.peer.pid, ?command, "request refused"),
-            _ => debug!(pid = self.peer.pid, ?command, "request refused"),
+        match self.about.refused {
+            ..=REFUSALS_LOGGED => info!(pid = self.about.peer.pid, ?command, "request refused"),
+            _ => debug!(pid = self.about.peer.pid, ?command, "request refused"),
         }
         let payload = serde_json::to_vec(&ErrorResponse { msg: error.to_string() }).expect("plain data serializes");
         cc2::encode(Kind::Response { command, error: true }, &payload)

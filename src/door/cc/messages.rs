@@ -54,7 +54,8 @@ impl Connection {
                 },
                 Err(fault) => return fault.into(),
             };
-            let (response, fd) = self.answer(&request).await;
+            // Boxed, because it is large and most clients are silent most of the time.
+            let (response, fd) = Box::pin(self.answer(&request)).await;
             self.coordinator.count(|counters| {
                 counters.requests_ok += u64::from(response.success);
                 counters.requests_failed += u64::from(!response.success);

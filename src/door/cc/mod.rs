@@ -51,9 +51,12 @@ pub async fn serve(listener: UnixListener, coordinator: Coordinator, clients: us
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
 enum End {
-    /// The client closed, or its connection went to a shard and ended there.
+    /// The client closed.
     #[error("closed by the client")]
     Closed,
+    /// It has a token: its connection is a shard's now.
+    #[error("moved to a shard")]
+    Moved,
     /// The client closed in the middle of a message.
     #[error("closed by the client in the middle of a message")]
     Truncated,
@@ -73,8 +76,11 @@ async fn converse(stream: UnixStream, coordinator: Coordinator, place: OwnedSema
     coordinator.count(|counters| counters.clients_accepted += 1);
     coordinator.client_count(1);
     let PeerCredentials { pid, uid, .. } = peer;
-    match speak(stream, coordinator.clone(), peer, place).await {
+    let end = speak(stream, coordinator.clone(), peer).await;
+    drop(place);
+    match end {
         End::Closed => debug!(pid, uid, "client closed"),
+        End::Moved => debug!(pid, uid, "client became a shim"),
         End::Io(error) => debug!(pid, uid, %error, "client lost"),
         end @ (End::Truncated | End::Fault(_)) => {
             coordinator.count(|counters| counters.clients_faulty += 1);
@@ -85,12 +91,7 @@ async fn converse(stream: UnixStream, coordinator: Coordinator, place: OwnedSema
 }
 
 /// Finds out which protocol the client speaks, and speaks it.
-async fn speak(
-    stream: UnixStream,
-    coordinator: Coordinator,
-    peer: PeerCredentials,
-    place: OwnedSemaphorePermit,
-) -> End {
+async fn speak(stream: UnixStream, coordinator: Coordinator, peer: PeerCredentials) -> End {
     let mut first = Vec::new();
     while first.len() < 2 {
         match receive(&stream, |bytes| first.extend_from_slice(bytes)).await {
@@ -101,24 +102,39 @@ async fn speak(
         }
     }
     if first.starts_with(&[0, 2]) {
-        frames::serve(stream, coordinator, peer, &first, place).await
+        frames::serve(stream, coordinator, peer, &first).await
     } else {
         messages::serve(stream, coordinator, peer, &first).await
     }
 }
 
-/// Receives some bytes and returns how many; 0 at the end. Nothing is allocated for a client that is silent.
-async fn receive(stream: &UnixStream, take: impl FnOnce(&[u8])) -> io::Result<usize> {
-    let mut buffer = [0; 4096];
+/// Receives some bytes and returns how many; 0 at the end. A client that is silent has no buffer.
+async fn receive(stream: &UnixStream, mut take: impl FnMut(&[u8])) -> io::Result<usize> {
     loop {
         stream.readable().await?;
-        match stream.try_read(&mut buffer) {
+        match receive_now(stream, &mut take) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            read => {
-                let n = read?;
-                take(&buffer[..n]);
-                return Ok(n);
-            }
+            received => return received,
         }
+    }
+}
+
+/// Receives what is there. Its buffer must not be in `receive`, where it would be part of every client's task.
+fn receive_now(stream: &UnixStream, take: &mut impl FnMut(&[u8])) -> io::Result<usize> {
+    let mut buffer = [0; 4096];
+    let n = stream.try_read(&mut buffer)?;
+    take(&buffer[..n]);
+    Ok(n)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_client_that_is_silent_has_no_buffer() {
+        let (stream, _peer) = UnixStream::pair().unwrap();
+        let waiting = size_of_val(&receive(&stream, |_| ()));
+        assert!(waiting <= 256, "{waiting} bytes of its task");
     }
 }
