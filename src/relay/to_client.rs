@@ -61,11 +61,9 @@ impl Plane {
         {
             let session = &mut self.sessions[session_id.0 as usize];
             let Some(face) = session.face_of(header) else { break };
-            if bytes[at + frame.len()..].starts_with(&head[..SEQ_LEN]) {
-                // Several of one session, one behind the other, need not be copied.
-                break;
-            }
             let taken = match face {
+                // Several of one session, one behind the other, need not be copied.
+                Face::Hyper(_) if bytes[at + frame.len()..].starts_with(&head[..SEQ_LEN]) => false,
                 Face::Hyper(_) => session.to_client.push_short(&mut self.arena, chunks, &[], frame),
                 Face::Shim(_) => {
                     let head = face.header(header.payload_len());
