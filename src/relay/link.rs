@@ -34,6 +34,12 @@ pub(super) enum What {
     Status,
 }
 
+impl What {
+    pub(super) fn is_output(&self) -> bool {
+        matches!(self, What::Payload(_))
+    }
+}
+
 /// One VM's stream channel.
 #[derive(Debug)]
 pub(super) struct Link {

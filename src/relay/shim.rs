@@ -235,7 +235,10 @@ impl Plane {
     /// Tells the shim the exit status once it has all output.
     pub(super) fn tell_exit<L: Leases>(&mut self, mem: &mut Memory<L>, id: SessionId) {
         let session = &mut self.sessions[id.0 as usize];
-        let Some(shim) = session.shim.as_mut().filter(|shim| !shim.ending) else { return };
+        let current = session.link.and_then(|link| self.links[link.0 as usize].current);
+        // Also between two of the frames that a long one of the agent is cut into.
+        let is_mid_frame = current.is_some_and(|current| current.session == id && current.what.is_output());
+        let Some(shim) = session.shim.as_mut().filter(|shim| !shim.ending && !is_mid_frame) else { return };
         let Some(status) = shim.exit.due().filter(|_| !session.to_client.is_open()) else { return };
         shim.exit.told = true;
         let frame = cc2::encode(Kind::Notification(cc2::PROCESS_EXITED), &[status]);
