@@ -33,6 +33,8 @@ const STARTERS: usize = 16;
 /// VMs with idle sessions: what a daemon holds for them, before any traffic and after some on every session.
 pub(crate) fn density(spec: &Spec, shape: Shape, choice: &Choice) -> Result<Sample> {
     let host = Host::start(spec, shape.vms, true, choice.logs.as_ref())?;
+    // A daemon listens before it is all there; one that refuses an unknown VM is.
+    let _ = host.runtime()?.attach("nobody", 0);
     let subject = host.subject();
     let (memory, descriptors) = (subject.memory().unwrap_or(0), subject.descriptors().unwrap_or(0));
     let meter = Meter::start(&subject)?;
