@@ -124,14 +124,12 @@ impl Outbox {
             return;
         }
         if view.len as usize <= COPY_MAX {
-            if self.copy_behind_tail(arena, mem, view, ends) {
-                return;
-            }
-            let copy = self.copy_to_run(mem, view);
-            if self.extend_tail(arena, copy, ends) {
-                mem.release(copy.source);
-            } else {
-                self.append(arena, copy, ends);
+            match self.claim_behind_tail(arena, view.len, ends) {
+                Some((chunk, at)) => mem.copy_to_chunk(chunk, at, view),
+                None => {
+                    let copy = self.copy_to_run(mem, view);
+                    self.append(arena, copy, ends);
+                }
             }
             return;
         }
@@ -142,14 +140,13 @@ impl Outbox {
     /// Adds bytes that are in nobody's memory yet: a header of ours.
     pub fn push_bytes<L: Leases>(&mut self, arena: &mut Arena, mem: &mut Memory<L>, bytes: &[u8], ends: bool) {
         let len = u32::try_from(bytes.len()).expect("headers are short");
+        if let Some((chunk, at)) = self.claim_behind_tail(arena, len, ends) {
+            return mem.chunks.write(chunk, at, bytes);
+        }
         let run = self.room(mem, len);
         mem.chunks.write(run.chunk, run.fill, bytes);
         let view = self.fill_run(mem, len);
-        if self.extend_tail(arena, view, ends) {
-            mem.release(view.source);
-        } else {
-            self.append(arena, view, ends);
-        }
+        self.append(arena, view, ends);
     }
 
     /// Begins to send a received frame of `payload` bytes on, in frames of at most `max` bytes with their headers.
@@ -216,40 +213,31 @@ impl Outbox {
         true
     }
 
-    /// Copies a view behind the last piece where that is the end of the run: what small frames mostly find.
-    fn copy_behind_tail<L: Leases>(
-        &mut self,
-        arena: &mut Arena,
-        mem: &mut Memory<L>,
-        view: BufView,
-        ends: bool,
-    ) -> bool {
-        let Some(run) = self.run else { return false };
-        let place = BufView { source: Source::Chunk(run.chunk), off: run.fill, len: view.len };
-        if self.tail == NONE || place.end() > CHUNK_LEN_U32 || !self.extend_tail(arena, place, ends) {
-            return false;
-        }
-        mem.copy_to_chunk(run.chunk, run.fill, view);
-        self.run = Some(Run { fill: place.end(), ..run });
-        true
-    }
-
     /// Copies a whole frame, in two parts, behind the last piece where that is the end of the run and of a frame.
     /// `false`, and nothing done, where it is not.
     pub fn push_short(&mut self, arena: &mut Arena, chunks: &mut ChunkPool, head: &[u8], rest: &[u8]) -> bool {
-        let (Some(run), Ok(len)) = (self.run, u32::try_from(head.len() + rest.len())) else { return false };
-        let place = BufView { source: Source::Chunk(run.chunk), off: run.fill, len };
-        if self.tail == NONE || self.open != NONE || place.end() > CHUNK_LEN_U32 {
+        let Ok(len) = u32::try_from(head.len() + rest.len()) else { return false };
+        if self.open != NONE {
             return false;
         }
-        if !self.extend_tail(arena, place, true) {
-            return false;
-        }
-        let data = &mut chunks.bytes_mut(run.chunk)[place.range()];
+        let Some((chunk, at)) = self.claim_behind_tail(arena, len, true) else { return false };
+        let at = at as usize;
+        let data = &mut chunks.bytes_mut(chunk)[at..at + head.len() + rest.len()];
         data[..head.len()].copy_from_slice(head);
         data[head.len()..].copy_from_slice(rest);
-        self.run = Some(Run { fill: place.end(), ..run });
         true
+    }
+
+    /// Makes the last piece `len` bytes longer where it is the end of the run, which has room: what short pieces mostly
+    /// find. Returns where in which chunk the caller has to write them.
+    fn claim_behind_tail(&mut self, arena: &mut Arena, len: u32, ends: bool) -> Option<(ChunkId, u32)> {
+        let Run { chunk, fill } = self.run?;
+        let place = BufView { source: Source::Chunk(chunk), off: fill, len };
+        if place.end() > CHUNK_LEN_U32 || !self.extend_tail(arena, place, ends) {
+            return None;
+        }
+        self.run = Some(Run { chunk, fill: place.end() });
+        Some((chunk, fill))
     }
 
     fn append(&mut self, arena: &mut Arena, view: BufView, ends: bool) {
