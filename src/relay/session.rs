@@ -212,6 +212,12 @@ impl Session {
         self.shim.as_deref().is_some_and(is_due)
     }
 
+    /// Whether nothing changes for it when its client has taken `bytes`, but that it is owed them no more.
+    pub(super) fn ends_with(&self, bytes: usize) -> bool {
+        let is_open = matches!(self.state, State::Open | State::InputEnded);
+        is_open && self.owed() == bytes && !self.waits && !self.blocks && !self.paused && !self.is_given_up()
+    }
+
     /// Whether its client is behind with its output: it takes nothing just now, or gets less than there is.
     pub(super) fn is_behind(&self) -> bool {
         let behind = match self.sending {

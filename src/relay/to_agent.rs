@@ -253,7 +253,7 @@ impl Plane {
         let most = link.budget;
         let share = most / link.queue.len().max(1);
         let begin = self.views.len();
-        let mut total = 0;
+        let (mut total, mut is_last) = (0, true);
         while let Some(&next) = link.queue.front() {
             let session = &mut self.sessions[next.0 as usize];
             let mark = self.views.len();
@@ -266,6 +266,7 @@ impl Plane {
             link.queue.pop_front();
             session.queued = bytes > 0;
             total += bytes;
+            is_last &= session.to_agent.ready() == bytes && session.state.has_input() && !session.paused;
             if bytes > 0 {
                 link.in_flight.push(InFlight { session: next, bytes });
             }
@@ -274,7 +275,8 @@ impl Plane {
             link.sending = Sending::Idle;
             return;
         }
+        is_last &= link.queue.is_empty();
         link.sending = Sending::Trying(total);
-        self.effects.push(Effect::Send { peer: Peer::Agent(id), views: begin..self.views.len() });
+        self.effects.push(Effect::Send { peer: Peer::Agent(id), views: begin..self.views.len(), is_last });
     }
 }

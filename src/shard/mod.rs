@@ -393,9 +393,9 @@ impl Shard {
         self.plane.take_effects(&mut effects);
         for effect in effects.drain(..) {
             match effect {
-                Effect::Send { peer, views } => {
+                Effect::Send { peer, views, is_last } => {
                     if let Some(socket) = self.socket(peer) {
-                        self.reactor.send(socket, self.plane.views(views));
+                        self.reactor.send(socket, self.plane.views(views), is_last);
                     }
                 }
                 Effect::Pause(peer) => self.socket(peer).into_iter().for_each(|socket| self.reactor.pause(socket)),
