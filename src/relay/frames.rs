@@ -174,9 +174,7 @@ impl FrameRun {
         }
         run
     }
-}
 
-impl FrameRun {
     /// Makes the shim's frames at the front of `bytes` an agent's, where they are: both headers have 12 bytes. The run
     /// ends before a frame that is not plain stdin, one longer than `max` as the agent's, and one that is not whole.
     /// `None` where the first is one.
