@@ -18,6 +18,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream as StdStream;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -176,7 +177,8 @@ impl Coordinator {
         let [ctl_opened, io_opened] = self.open(vm, [ctl, io], client, deadline).await?;
         let ctl = self.connect(vm, ctl, ctl_opened, deadline).await?;
         let io = self.connect(vm, io, io_opened, deadline).await?;
-        let io = into_blocking(io).map_err(|error| RequestError::Resources(error.to_string()))?;
+        let ctl = UnixStream::from_std(ctl).map_err(out_of)?;
+        let io = into_blocking(io).map_err(out_of)?;
         let (ready, is_ready) = oneshot::channel();
         let (mut channel, handle) = Channel::new(Rc::clone(&vm.id), ctl, ready);
         let events = AgentEvents { coordinator: self.clone(), vm: vm.key, waiting: Backlog::default() };
@@ -236,7 +238,7 @@ impl Coordinator {
         path: &str,
         opened: oneshot::Receiver<Opened>,
         deadline: Instant,
-    ) -> Result<UnixStream, RequestError> {
+    ) -> Result<StdStream, RequestError> {
         let refused = |why: String| RequestError::Connect { id: vm.id.to_string(), path: path.to_owned(), why };
         let opened = timeout_at(deadline, opened).await;
         let opened = opened.map_err(|_| refused(OPENING_LATE.to_owned()))?;
@@ -245,7 +247,7 @@ impl Coordinator {
             why => RequestError::Path { id: vm.id.to_string(), why: why.to_string() },
         })?;
         loop {
-            match UnixStream::connect(socket.address()).await {
+            match socket.connect() {
                 Ok(stream) => return Ok(stream),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline => {
                     tokio::time::sleep(Duration::from_millis(10)).await;
@@ -624,9 +626,8 @@ fn vm_status(id: &str, vm: &registry::Vm) -> VmStatus {
     }
 }
 
-/// Takes a socket out of the runtime for a shard.
-fn into_blocking(stream: UnixStream) -> io::Result<OwnedFd> {
-    let stream = stream.into_std()?;
+/// Makes a socket one that a shard can serve.
+fn into_blocking(stream: StdStream) -> io::Result<OwnedFd> {
     stream.set_nonblocking(false)?;
     fds::grow_send_buffer(stream.as_fd())?;
     Ok(stream.into())
