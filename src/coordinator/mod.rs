@@ -51,6 +51,9 @@ use crate::wire::hyper::{Code, MESSAGE_HEADER_LEN, Message, StreamSeq};
 /// How often the log says that the same VM is held back.
 const WARN_PAUSE: Duration = Duration::from_secs(60);
 
+/// How long a shard that sleeps may not know of what was opened there.
+const ORDERS_WAIT: Duration = Duration::from_millis(1);
+
 /// What is wrong with a socket that does not open in time.
 const OPENING_LATE: &str = "opening it takes too long";
 
@@ -76,9 +79,10 @@ struct Inner {
     settings: Settings,
     shards: Vec<ShardHandle>,
     reports: Arc<Notify>,
-    /// Which shards have orders they were not woken for, and that there are any.
+    /// Which shards have orders they were not woken for, that there are any, and that one of them is awaited.
     unwoken: Vec<Cell<bool>>,
     posted: Notify,
+    awaited: Notify,
     registry: RefCell<Registry>,
     tokens: RefCell<Tokens>,
     /// Who waits for the end of a VM's stream channel, by the VM's number.
@@ -106,6 +110,7 @@ impl Coordinator {
             tokens: RefCell::default(),
             unwoken: vec![Cell::default(); shards.len()],
             posted: Notify::new(),
+            awaited: Notify::new(),
             shards,
             reports,
             closing: RefCell::default(),
@@ -393,8 +398,10 @@ impl Coordinator {
     }
 
     /// Puts an order into a shard's queue, waiting for room in it. The shard is woken when whoever posts it waits for
-    /// something: one wake-up for all that was posted meanwhile, behind the answer to the client.
+    /// something: one wake-up for all that was posted meanwhile, behind the answer to the client. Orders that can wait
+    /// wake it together, [`ORDERS_WAIT`] after the first of them.
     async fn post(&self, shard: usize, order: Order) {
+        let can_wait = order.can_wait();
         let mut order = order;
         while let Err(back) = self.0.shards[shard].mailbox.queue(order) {
             order = back;
@@ -402,12 +409,19 @@ impl Coordinator {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         self.0.unwoken[shard].set(true);
-        self.0.posted.notify_one();
+        if can_wait { self.0.posted.notify_one() } else { self.0.awaited.notify_one() }
     }
 
     async fn wake_shards(self) {
         loop {
-            self.0.posted.notified().await;
+            let waited = async {
+                self.0.posted.notified().await;
+                tokio::time::sleep(ORDERS_WAIT).await;
+            };
+            tokio::select! {
+                () = self.0.awaited.notified() => {}
+                () = waited => {}
+            }
             for (shard, is_unwoken) in self.0.shards.iter().zip(&self.0.unwoken) {
                 if is_unwoken.take() {
                     shard.mailbox.wake();
