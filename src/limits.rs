@@ -136,6 +136,9 @@ pub const TO_AGENT_BUFFERS: (u16, u32) = (64, 16 * 1024);
 /// Direct descriptors one shard can hold: links and sessions together (lowered to `RLIMIT_NOFILE` at start).
 pub const SOCKETS_PER_SHARD: u32 = 32 * 1024;
 
+/// Descriptors the kernel's table has places for from the start (8 bytes each), if `RLIMIT_NOFILE` allows as many.
+pub const DESCRIPTORS_RESERVED: u64 = 32 * 1024;
+
 /// Direct descriptors of a shard that no new socket is promised: sockets that have ended and are not gone yet.
 pub const SOCKETS_SLACK: u32 = 64;
 
