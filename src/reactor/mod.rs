@@ -88,6 +88,8 @@ pub struct Reactor {
     due: Vec<SocketId>,
     /// Sockets with a send that completes only when it is not taken whole.
     tacit: Vec<SocketId>,
+    /// Whether the kernel may not have seen all of these, so that nothing is known of them.
+    tacit_unsure: bool,
     /// Operations the kernel did not let into its full queue, oldest first.
     postponed: VecDeque<squeue::Entry>,
     #[expect(clippy::vec_box, reason = "the box moves into a slot and back; its address is the kernel's")]
@@ -176,6 +178,7 @@ impl Reactor {
             starved: Starved::default(),
             due: Vec::new(),
             tacit: Vec::new(),
+            tacit_unsure: false,
             postponed: VecDeque::new(),
             spare_sends: Vec::new(),
             waker,
@@ -332,31 +335,33 @@ impl Reactor {
         self.arm_due();
         self.mem.leases.to_client.publish();
         self.mem.leases.to_agent.publish();
-        let wait = self.queue_postponed() && wait;
+        let all_queued = self.queue_postponed();
+        let wait = wait && all_queued && !self.tacit_unsure;
         self.counters.enters += 1;
         match self.ring.0.submit_and_wait(usize::from(wait)) {
             Ok(_) => {}
             Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}
             Err(error) => return Err(error),
         }
+        // Looked at now: what is queued while completions are reaped is for the next turn.
+        let submissions = self.ring.0.submission();
+        let all_made = all_queued && submissions.is_empty() && !submissions.cq_overflow();
+        drop(submissions);
         let before = events.len();
         self.reap(events);
-        let reaped = events.len();
-        self.end_tacit(events);
-        // They ended first: what a client has is not to be sent to its successor.
-        events[before..].rotate_left(reaped - before);
+        self.tacit_unsure = !all_made && !self.tacit.is_empty();
+        if all_made {
+            let reaped = events.len();
+            self.end_tacit(events);
+            // They ended first: what a client has is not to be sent to its successor.
+            events[before..].rotate_left(reaped - before);
+        }
         Ok(())
     }
 
     /// Sends that were made and said nothing have been taken whole: a send that does not wait ends within the call that
     /// submits it, and then its completion was reaped if it has one.
     fn end_tacit(&mut self, events: &mut Vec<Event>) {
-        let submissions = self.ring.0.submission();
-        let are_made = submissions.is_empty() && !submissions.cq_overflow() && self.postponed.is_empty();
-        drop(submissions);
-        if !are_made {
-            return;
-        }
         let mut tacit = std::mem::take(&mut self.tacit);
         for id in tacit.drain(..) {
             if self.sockets.is_current(id)
@@ -736,7 +741,8 @@ mod tests {
 
     #[test]
     fn the_last_send_ends_a_wait_only_when_it_comes_short() {
-        let mut reactor = Reactor::new(probe().unwrap(), 4, Waker::new().unwrap()).unwrap();
+        let waker = Waker::new().unwrap();
+        let mut reactor = Reactor::new(probe().unwrap(), 4, waker.clone()).unwrap();
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         let (fed, mut feeder) = std::os::unix::net::UnixStream::pair().unwrap();
         let socket = reactor.add(ours.into(), Direction::ToAgent).unwrap();
@@ -765,6 +771,13 @@ mod tests {
         reactor.turn(true, &mut events).unwrap();
         let received = |event: &Event| matches!(event, Event::Received(id, _) if *id == socket);
         assert!(matches!(&events[..], [first, second] if sent(first) && received(second)), "{events:?}");
+        // Also when the turn was woken.
+        events.clear();
+        reactor.send(socket, &views[..1], true);
+        waker.announce_sleep();
+        waker.wake();
+        reactor.turn(true, &mut events).unwrap();
+        assert!(matches!(&events[..], [event] if sent(event)), "{events:?}");
         // Short, then not at all: each ends the wait with what was taken.
         events.clear();
         reactor.send(socket, &views, true);
