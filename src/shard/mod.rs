@@ -6,6 +6,8 @@
 
 mod mailbox;
 mod stats;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::io;
