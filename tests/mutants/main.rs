@@ -17,9 +17,19 @@ use list::{FAULTS, Fault};
 
 /// Seeds within which each must be noticed.
 const SEEDS: u64 = 1_000;
-/// Modules that the simulator drives.
-const MODULES: [&str; 4] = ["buf", "limits", "relay", "wire"];
-/// Dependencies of those.
+/// What the simulator drives.
+const MODULES: [&str; 5] = ["buf", "coordinator/control.rs", "limits.rs", "relay", "wire"];
+/// The crate of those.
+const CRATE: &str = "
+pub mod buf;
+pub mod coordinator {
+    pub mod control;
+}
+pub mod limits;
+pub mod relay;
+pub mod wire;
+";
+/// Their dependencies.
 const DEPENDENCIES: [&str; 5] = ["base64", "serde", "serde_json", "slab", "thiserror"];
 
 /// What chooses a fault, in the copy.
@@ -79,21 +89,19 @@ fn manifest() -> String {
     let needed: toml::Table = DEPENDENCIES.iter().map(|&name| (name.to_owned(), all[name].clone())).collect();
     let needed = toml::Table::from_iter([("dependencies".to_owned(), needed.into())]);
     let edition = &whole["package"]["edition"];
-    format!("workspace = {{}}\npackage = {{ name = \"ringway\", edition = {edition} }}\nprofile.dev.opt-level = 1\n{needed}")
+    format!(
+        "workspace = {{}}\npackage = {{ name = \"ringway\", edition = {edition} }}\nprofile.dev.opt-level = 1\n{needed}"
+    )
 }
 
 /// Writes the copy. Its folder.
 fn copy() -> PathBuf {
     let copy = Path::new(env!("CARGO_TARGET_TMPDIR")).join("mutants");
-    let modules = MODULES.map(|name| format!("pub mod {name};\n")).concat();
-    write(&copy.join("src/lib.rs"), &(modules + CHOICE));
+    write(&copy.join("src/lib.rs"), &[CRATE, CHOICE].concat());
     write(&copy.join("Cargo.toml"), &manifest());
     write(&copy.join("Cargo.lock"), &read(&root().join("Cargo.lock")));
-    let sources = MODULES.map(|name| root().join("src").join(name)).map(|path| match path.is_dir() {
-        true => path,
-        false => path.with_extension("rs"),
-    });
-    for path in sources.iter().flat_map(|path| rust_files(path)).chain(rust_files(&root().join("tests/sim"))) {
+    let folders = MODULES.iter().map(|name| root().join("src").join(name)).chain([root().join("tests/sim")]);
+    for path in folders.flat_map(|path| rust_files(&path)) {
         let name = path.strip_prefix(root()).unwrap();
         write(&copy.join(name), &with_faults(name.to_str().unwrap(), read(&path)));
     }
@@ -103,7 +111,15 @@ fn copy() -> PathBuf {
 /// Builds the copy's simulator.
 fn build(copy: &Path) -> PathBuf {
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["test", "--offline", "--quiet", "--no-run", "--test", "sim", "--message-format=json-render-diagnostics"]);
+    cargo.args([
+        "test",
+        "--offline",
+        "--quiet",
+        "--no-run",
+        "--test",
+        "sim",
+        "--message-format=json-render-diagnostics",
+    ]);
     cargo.current_dir(copy).env("CARGO_TARGET_DIR", copy.join("target"));
     let Output { status, stdout, stderr } = cargo.output().unwrap();
     assert!(status.success(), "{}", String::from_utf8_lossy(&stderr));
@@ -115,7 +131,8 @@ fn build(copy: &Path) -> PathBuf {
 
 fn simulate(simulator: &Path, mutant: Option<usize>, seeds: u64) -> Output {
     let mut command = Command::new(simulator);
-    command.args(["--exact", "seeds::fixed_seeds"]).env("RINGWAY_SIM_SEEDS", seeds.to_string());
+    command.args(["--exact", "seeds::fixed_seeds", "control::control_channels", "--test-threads=1"]);
+    command.env("RINGWAY_SIM_SEEDS", seeds.to_string());
     command.env_remove("RINGWAY_SIM_SEED").env_remove("RINGWAY_MUTANT");
     if let Some(number) = mutant {
         command.env("RINGWAY_MUTANT", number.to_string());
@@ -145,7 +162,9 @@ fn every_fault_is_noticed() {
             }
         }
     };
-    thread::scope(|scope| (0..thread::available_parallelism().map_or(1, usize::from)).for_each(|_| drop(scope.spawn(work))));
+    thread::scope(|scope| {
+        (0..thread::available_parallelism().map_or(1, usize::from)).for_each(|_| drop(scope.spawn(work)))
+    });
     let unnoticed = unnoticed.into_inner().unwrap();
     assert!(unnoticed.is_empty(), "{SEEDS} seeds do not notice {unnoticed:?}");
 }

@@ -70,7 +70,7 @@ fn must_pass(seed: u64, stats: &mut Stats) {
     for step in log.borrow().iter() {
         eprintln!("{step:?}");
     }
-    panic!("seed {seed} fails; RINGWAY_SIM_SEED={seed} cargo test --test sim replays it");
+    panic!("{}", replays(seed));
 }
 
 fn number(name: &str) -> Option<u64> {
@@ -84,14 +84,23 @@ fn range() -> Option<Range<u64>> {
     Some(first.parse().expect("a number")..end.parse().expect("a number"))
 }
 
+/// How to see a seed that fails again.
+pub(crate) fn replays(seed: u64) -> String {
+    format!("seed {seed} fails; RINGWAY_SIM_SEED={seed} cargo test --test sim replays it")
+}
+
+/// Runs the seeds that the environment chooses, or the first so many. Which those were.
+pub(crate) fn for_each_seed(usual: u64, run: impl FnMut(u64)) -> Range<u64> {
+    let one = number("RINGWAY_SIM_SEED").map(|seed| seed..seed + 1);
+    let seeds = one.or_else(range).unwrap_or(0..usual);
+    seeds.clone().for_each(run);
+    seeds
+}
+
 #[test]
 fn fixed_seeds() {
     let mut stats = Stats::default();
-    if let Some(seed) = number("RINGWAY_SIM_SEED") {
-        return must_pass(seed, &mut stats);
-    }
-    let seeds = range().unwrap_or(0..FIXED_SEEDS);
-    seeds.clone().for_each(|seed| must_pass(seed, &mut stats));
+    let seeds = for_each_seed(FIXED_SEEDS, |seed| must_pass(seed, &mut stats));
     println!("seeds {seeds:?}: {stats:?}");
     if seeds.count() as u64 >= FIXED_SEEDS {
         assert!(stats.blocked > 0 && stats.skipped > 0 && stats.faults > 0, "nothing went wrong in {stats:?}");

@@ -54,6 +54,9 @@ impl World {
         let Some(index) = self.agents[agent].current else { return };
         let client = &self.clients[index];
         if client.shim.is_some() && client.to_client.is_between() && !client.reported_ended {
+            if !self.shim(index).started {
+                self.started(index, true);
+            }
             let status = self.random.next().to_le_bytes()[0];
             self.exited(index, status);
         }
