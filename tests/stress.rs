@@ -37,7 +37,7 @@ mod reactor {
 /// Orders each thread posts.
 const ORDERS: u64 = if cfg!(miri) { 40 } else { 3_000 };
 /// Threads that post.
-const POSTERS: u64 = 2;
+const POSTERS: usize = 2;
 
 /// Obeys until told to stop: reports each order three times, and counts them.
 fn shard(mut mailbox: ShardMailbox, waker: &Waker, stats: &ShardStats) {
@@ -75,21 +75,22 @@ fn post(mailbox: &Mailbox, mut order: Order) {
 fn every_order_is_obeyed_and_every_report_taken() {
     let (waker, notify, stats) = (Waker::new().unwrap(), Arc::new(Notify::new()), ShardStats::default());
     let (ours, theirs) = mailbox(waker.clone(), Arc::clone(&notify));
+    let posters = POSTERS as u64;
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let mut next = [0; POSTERS as usize];
+    let mut next = [0; POSTERS];
     let (mut taken, mut seen) = (0, 0);
     thread::scope(|scope| {
         scope.spawn(|| shard(theirs, &waker, &stats));
-        for poster in 0..POSTERS {
+        for poster in 0..posters {
             let ours = ours.clone();
-            scope.spawn(move || (0..ORDERS).for_each(|n| post(&ours, Order::CloseLink { vm: n * POSTERS + poster })));
+            scope.spawn(move || (0..ORDERS).for_each(|n| post(&ours, Order::CloseLink { vm: n * posters + poster })));
         }
-        while taken < 3 * ORDERS * POSTERS {
+        while taken < 3 * ORDERS * posters {
             runtime.block_on(notify.notified());
             while let Some(report) = ours.next_report() {
                 let Report::Relay(relay::Report::LinkUnblocked { vm }) = report else { panic!("not {report:?}") };
-                let place = &mut next[usize::try_from(vm % POSTERS).unwrap()];
-                assert_eq!(vm / POSTERS, *place / 3, "each poster's orders are obeyed once and in their order");
+                let place = &mut next[usize::try_from(vm % posters).unwrap()];
+                assert_eq!(vm / posters, *place / 3, "each poster's orders are obeyed once and in their order");
                 *place += 1;
                 taken += 1;
             }
@@ -99,5 +100,5 @@ fn every_order_is_obeyed_and_every_report_taken() {
         }
         post(&ours, Order::Stop);
     });
-    assert_eq!(next, [3 * ORDERS; POSTERS as usize]);
+    assert_eq!(next, [3 * ORDERS; POSTERS]);
 }

@@ -125,8 +125,8 @@ fn build(copy: &Path) -> PathBuf {
     assert!(status.success(), "{}", String::from_utf8_lossy(&stderr));
     let said = String::from_utf8(stdout).unwrap();
     let said = said.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    let made = said.filter_map(|message| Some(PathBuf::from(message.get("executable")?.as_str()?)));
-    made.last().expect("cargo says what it made")
+    let mut made = said.filter_map(|message| Some(PathBuf::from(message.get("executable")?.as_str()?)));
+    made.next_back().expect("cargo says what it made")
 }
 
 fn simulate(simulator: &Path, mutant: Option<usize>, seeds: u64) -> Output {
