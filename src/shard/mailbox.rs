@@ -66,6 +66,19 @@ pub enum Order {
     Stop,
 }
 
+impl Order {
+    /// Whether nobody is held up when it is looked at a little later: it opens something. The shard looks before it
+    /// touches any bytes, so what comes after it finds it done.
+    pub fn can_wait(&self) -> bool {
+        match self {
+            Order::OpenLink { .. } | Order::OpenSession { .. } | Order::OpenToken { .. } => true,
+            Order::Token(_, TokenOrder::Connect { unparsed, reply, .. }) => unparsed.is_empty() && reply.is_empty(),
+            Order::Token(_, order) => matches!(order, TokenOrder::Started { .. }),
+            Order::CloseLink { .. } | Order::FinishLink { .. } | Order::Status(_) | Order::Drain | Order::Stop => false,
+        }
+    }
+}
+
 /// What the coordinator tells about a session with a token.
 #[derive(Debug)]
 pub enum TokenOrder {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tokio::sync::Notify;
 
-use super::mailbox::{Order, Report, mailbox};
+use super::mailbox::{Order, Report, TokenOrder, mailbox};
 use crate::limits::MAILBOX_LEN;
 use crate::reactor::Waker;
 use crate::relay;
@@ -24,6 +24,19 @@ fn orders_keep_their_order_and_full_means_full() {
         assert!(matches!(theirs.next_order(), Some(Order::CloseLink { vm: got }) if got == vm));
     }
     assert!(theirs.may_sleep());
+}
+
+#[test]
+fn what_opens_something_can_wait_and_what_is_owed_cannot() {
+    let token = |order| Order::Token(StreamSeq(1), order);
+    let connect = |reply: &[u8]| {
+        let fd = std::fs::File::open("/dev/null").unwrap().into();
+        token(TokenOrder::Connect { connection: 1, fd, unparsed: Vec::new(), reply: reply.to_vec() })
+    };
+    assert!(Order::OpenToken { vm: 1, base: StreamSeq(1) }.can_wait());
+    assert!(token(TokenOrder::Started { terminal: false }).can_wait() && connect(b"").can_wait());
+    assert!(!connect(b"response").can_wait() && !token(TokenOrder::Exited { status: 0 }).can_wait());
+    assert!(!Order::CloseLink { vm: 1 }.can_wait());
 }
 
 #[test]
