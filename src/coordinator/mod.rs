@@ -5,6 +5,8 @@
 //! channels and dies with either; whichever end is seen first, `Coordinator::lost` ends the other.
 
 mod backlog;
+#[cfg(test)]
+mod books;
 mod channel;
 mod console;
 pub mod control;

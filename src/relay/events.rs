@@ -30,7 +30,7 @@ pub enum Peer {
 pub enum Sent {
     /// The kernel took this many bytes; fewer than asked when the peer does not keep up.
     Taken(usize),
-    /// The peer is gone.
+    /// The peer takes nothing any more. What it wrote before may still be unread.
     Failed(Gone),
 }
 

@@ -217,7 +217,7 @@ impl Plane {
     pub fn sent<L: Leases>(&mut self, mem: &mut Memory<L>, peer: Peer, sent: Sent) {
         match (peer, sent) {
             (Peer::Client(id), Sent::Failed(why)) => self.output_refused(mem, id, why),
-            (Peer::Agent(id), Sent::Failed(why)) => self.link_gone(mem, id, why),
+            (Peer::Agent(id), Sent::Failed(_)) => self.agent_refused(mem, id),
             (Peer::Client(id), Sent::Taken(n)) => self.client_took(mem, id, n),
             (Peer::Agent(id), Sent::Taken(n)) => self.agent_took(mem, id, n),
         }

@@ -114,6 +114,20 @@ impl Plane {
     }
 
     pub(super) fn agent_took<L: Leases>(&mut self, mem: &mut Memory<L>, id: LinkId, n: usize) {
+        self.end_send(mem, id, n);
+        if self.links[id.0 as usize].sending == Sending::Blocked {
+            self.effects.push(Effect::WatchRoom(Peer::Agent(id)));
+        }
+    }
+
+    /// The agent takes nothing any more, and what it wrote before may still be unread: what it is owed waits like that
+    /// of an agent that does not read, until its link ends.
+    pub(super) fn agent_refused<L: Leases>(&mut self, mem: &mut Memory<L>, id: LinkId) {
+        self.end_send(mem, id, 0);
+    }
+
+    /// A send of which the agent took `n` bytes is over.
+    fn end_send<L: Leases>(&mut self, mem: &mut Memory<L>, id: LinkId, n: usize) {
         let mut in_flight = std::mem::take(&mut self.links[id.0 as usize].in_flight);
         let mut left = n;
         for share in &mut in_flight {
@@ -144,9 +158,6 @@ impl Plane {
             link.learn(asked, n);
         }
         link.sending = after_send(link.sending, n);
-        if link.sending == Sending::Blocked {
-            self.effects.push(Effect::WatchRoom(Peer::Agent(id)));
-        }
         self.mark_link(id);
     }
 

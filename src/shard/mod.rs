@@ -6,6 +6,8 @@
 
 mod mailbox;
 mod stats;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::io;
@@ -367,13 +369,12 @@ impl Shard {
                 (Some(peer), errno) => self.plane.gone(&mut self.reactor.mem, peer, gone(errno)),
                 (None, _) => {}
             },
-            // The agent takes nothing any more, but what it wrote before may still be unread. The plane's send stays
-            // as it is, so that nothing follows it, and the link ends when its receive does.
-            Event::Sent(socket, Err(_)) if matches!(self.peer(socket), Some(Peer::Agent(_))) => {
-                self.reactor.shut_down(socket);
-            }
             Event::Sent(socket, outcome) => {
                 if let Some(peer) = self.peer(socket) {
+                    // An agent that takes nothing any more: its link ends when what it wrote before is received.
+                    if outcome.is_err() && matches!(peer, Peer::Agent(_)) {
+                        self.reactor.shut_down(socket);
+                    }
                     let sent = outcome.map_or_else(|errno| Sent::Failed(gone(Some(errno))), Sent::Taken);
                     self.plane.sent(&mut self.reactor.mem, peer, sent);
                 }

@@ -3,7 +3,7 @@
 //! The asymmetry to know: after a turn the plane may hold receive buffers only for sends that end before the next
 //! one does; at rest it holds none, and at the end nothing at all.
 
-use ringway::buf::{BufView, Direction, Source};
+use ringway::buf::{BufView, Direction, Leases, Source};
 use ringway::limits::{CHUNK_LEN, SEND_MAX};
 
 use crate::peers::{Arrival, At, Client, SendOp};
@@ -45,6 +45,17 @@ impl World {
             let pinned = self.mem.leases.refs(direction) - held;
             let is_waited_for = peers.iter().any(|&at| self.socket(at).is_blocked());
             assert!(pinned == 0 || is_waited_for, "the plane sleeps on receive buffers");
+        }
+    }
+
+    /// Nobody waits for a buffer while others hold what is not taken.
+    pub(crate) fn check_relieved(&mut self) {
+        if self.open_peers().iter().any(|&at| self.socket(at).is_trying()) {
+            return;
+        }
+        for direction in [Direction::ToClient, Direction::ToAgent] {
+            let pinned = self.mem.leases.refs(direction) - self.refs_of_completions(direction);
+            assert!(pinned == 0 || !self.mem.leases.is_scarce(direction), "what waits keeps scarce buffers");
         }
     }
 

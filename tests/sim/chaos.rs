@@ -136,11 +136,16 @@ impl World {
         socket.half.clear();
     }
 
-    /// The peer closes with something unread: the socket fails once what it wrote is received.
+    /// The peer closes with something unread: the socket fails once what it wrote is received, and of that a reset of
+    /// a connection may take any part.
     pub(crate) fn kill_peer(&mut self, at: At) {
         self.close_peer(at);
+        let (keeps, part) = (self.healed || self.random.percent(70), self.random.below(101));
         let socket = self.socket(at);
         socket.reset = true;
+        if !keeps {
+            socket.inbox.truncate(socket.inbox.len() * part / 100);
+        }
     }
 
     /// The peer will write no more.

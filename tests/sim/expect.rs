@@ -96,7 +96,9 @@ impl World {
                 let torn = send.shares.iter().find(|&&(client, _)| self.clients[client].to_agent.torn() > 0);
                 self.agents[index].torn = torn.map(|share| share.0);
                 if matches!(sent, Sent::Failed(_)) {
-                    self.expect_link_death(index);
+                    // As the shard does: the link ends when what the agent had written has been received.
+                    let socket = &mut self.agents[index].socket;
+                    (socket.shut, socket.refuses) = (true, true);
                 }
             }
             At::Client(index) if self.clients[index].shim.is_some() => self.expect_sent_to_shim(index, send, sent),

@@ -33,8 +33,9 @@ impl World {
                 self.move_send(at);
             }
             let tell = self.healed || self.random.percent(60);
+            let in_vain = !self.healed && self.random.percent(1);
             let socket = self.socket(at);
-            if tell && socket.watches_room && socket.has_room() {
+            if socket.watches_room && (in_vain || (tell && socket.has_room())) {
                 socket.watches_room = false;
                 socket.arrived.push_back(Arrival::Room);
             }
@@ -108,12 +109,23 @@ impl World {
 
     fn wanted(&mut self, at: At) -> usize {
         let there = self.socket(at).inbox.len().max(1);
+        if self.shape.pieces != Pieces::Full && self.random.percent(20) {
+            return self.up_to_border(at).unwrap_or(there).min(there);
+        }
         match self.shape.pieces {
             Pieces::Full => there,
             Pieces::Any | Pieces::Crumbs if self.healed && self.random.percent(70) => there,
             Pieces::Crumbs if self.random.percent(70) => self.random.between(1, 3),
             Pieces::Any | Pieces::Crumbs => self.random.between(1, there),
         }
+    }
+
+    /// Bytes up to where a frame that is sent on ends, if one of an agent is being received.
+    fn up_to_border(&mut self, at: At) -> Option<usize> {
+        let At::Agent(index) = at else { return None };
+        let agent = &self.agents[index];
+        let lacks = self.clients[agent.current?].to_client.lacks();
+        (agent.socket.arrived.is_empty() && lacks > 0).then_some(lacks)
     }
 
     /// Ends a try now, at the latest.

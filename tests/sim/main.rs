@@ -7,6 +7,7 @@
 
 mod audit;
 mod chaos;
+mod control;
 mod driver;
 mod expect;
 mod kernel;

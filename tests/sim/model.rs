@@ -238,6 +238,16 @@ impl Owed {
         self.bytes.len() - self.planned + self.partial.len()
     }
 
+    /// Payload bytes that the frame in progress lacks.
+    pub(crate) fn lacks(&self) -> usize {
+        self.lacks
+    }
+
+    /// Whether a received frame goes on, and the frames sent on so far are whole.
+    pub(crate) fn is_between(&self) -> bool {
+        self.partial.is_empty() && self.left > 0
+    }
+
     /// Whether there are whole frames that no send has.
     pub(crate) fn has_unplanned(&self) -> bool {
         self.bytes.len() > self.planned

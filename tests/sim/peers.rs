@@ -81,6 +81,8 @@ pub(crate) struct Socket {
     /// Its end has been received.
     pub(crate) ended: bool,
     pub(crate) watched: bool,
+    /// A send failed: it takes nothing any more.
+    pub(crate) refuses: bool,
     /// To be told when there is room.
     pub(crate) watches_room: bool,
     pub(crate) arrived: VecDeque<Arrival>,
@@ -106,6 +108,7 @@ impl Socket {
             heard: false,
             ended: false,
             watched: false,
+            refuses: false,
             watches_room: false,
             arrived: VecDeque::new(),
             send: None,
@@ -126,9 +129,9 @@ impl Socket {
         self.open && self.send.is_some()
     }
 
-    /// Whether its last send came short and it has not been told of room since.
+    /// Whether its last send came short and it has not been told of room since, or failed.
     pub(crate) fn is_blocked(&self) -> bool {
-        self.open && (self.watches_room || self.arrived.contains(&Arrival::Room))
+        self.open && (self.refuses || self.watches_room || self.arrived.contains(&Arrival::Room))
     }
 
     /// Whether a send would be taken, at least in part.

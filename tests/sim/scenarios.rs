@@ -351,3 +351,30 @@ fn a_client_that_sends_more_than_its_agent_takes_is_paused() {
     assert!(most < 2 * TO_AGENT_BUFFER + 32 * 1024, "owed {most} bytes");
     world.ends_well();
 }
+
+/// Found by seeds: input for an agent that takes nothing any more, and is not read because of a client, kept the
+/// receive buffers of everybody else's.
+#[test]
+fn an_agent_that_refuses_input_keeps_no_receive_buffers() {
+    let mut shape = tuned(16 * 1024, 1 << 30);
+    shape.to_agent = GroupShape { count: 4, len: 1_024, incremental: false };
+    let mut world = World::scripted(shape);
+    let (agent, clients) = world.family(2);
+    world.socket(clients[0]).reads = false;
+    while !world.is_paused(agent) {
+        world.writes(agent, clients[0], 3_000);
+        world.turns(1);
+    }
+    world.kill_peer(agent);
+    (0..40).for_each(|_| world.writes(clients[1], clients[1], 900));
+    world.turns(20);
+    let (other, others) = world.family(1);
+    (0..40).for_each(|_| world.writes(others[0], others[0], 900));
+    world.turns(200);
+    assert!(world.socket(agent).open, "nobody has received its end yet");
+    assert_eq!(world.taken(other), 40 * (HEADER + 900));
+    world.socket(clients[0]).reads = true;
+    world.come_to_rest();
+    assert!(!world.socket(agent).open);
+    world.ends_well();
+}

@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
@@ -16,10 +17,8 @@ use crate::world::{Log, World};
 
 /// Seeds that every run of the tests replays.
 const FIXED_SEEDS: u64 = 600;
-/// Seeds beyond those that found something. 1787: an exit status told between two frames of a cut one.
-const FOUND: [u64; 1] = [1_787];
-/// For how long it tries fresh ones.
-const FRESH: Duration = Duration::from_secs(5);
+/// For how many seconds it tries fresh ones.
+const FRESH_SECONDS: u64 = 5;
 
 /// What the seeds came to, so that a simulator that does nothing shows.
 #[derive(Debug, Default)]
@@ -71,23 +70,39 @@ fn must_pass(seed: u64, stats: &mut Stats) {
     for step in log.borrow().iter() {
         eprintln!("{step:?}");
     }
-    panic!("seed {seed} fails; RINGWAY_SIM_SEED={seed} cargo test --test sim replays it");
+    panic!("{}", replays(seed));
 }
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|value| value.parse().expect("a number"))
 }
 
+/// What `RINGWAY_SIM_SEEDS` says: `N` for the first N, `A..B` for those from A to below B.
+fn range() -> Option<Range<u64>> {
+    let said = std::env::var("RINGWAY_SIM_SEEDS").ok()?;
+    let (first, end) = said.split_once("..").unwrap_or(("0", &said));
+    Some(first.parse().expect("a number")..end.parse().expect("a number"))
+}
+
+/// How to see a seed that fails again.
+pub(crate) fn replays(seed: u64) -> String {
+    format!("seed {seed} fails; RINGWAY_SIM_SEED={seed} cargo test --test sim replays it")
+}
+
+/// Runs the seeds that the environment chooses, or the first so many. Which those were.
+pub(crate) fn for_each_seed(usual: u64, run: impl FnMut(u64)) -> Range<u64> {
+    let one = number("RINGWAY_SIM_SEED").map(|seed| seed..seed + 1);
+    let seeds = one.or_else(range).unwrap_or(0..usual);
+    seeds.clone().for_each(run);
+    seeds
+}
+
 #[test]
 fn fixed_seeds() {
     let mut stats = Stats::default();
-    if let Some(seed) = number("RINGWAY_SIM_SEED") {
-        return must_pass(seed, &mut stats);
-    }
-    let seeds = number("RINGWAY_SIM_SEEDS").unwrap_or(FIXED_SEEDS);
-    (0..seeds).chain(FOUND).for_each(|seed| must_pass(seed, &mut stats));
-    println!("{seeds} seeds: {stats:?}");
-    if seeds >= FIXED_SEEDS {
+    let seeds = for_each_seed(FIXED_SEEDS, |seed| must_pass(seed, &mut stats));
+    println!("seeds {seeds:?}: {stats:?}");
+    if seeds.count() as u64 >= FIXED_SEEDS {
         assert!(stats.blocked > 0 && stats.skipped > 0 && stats.faults > 0, "nothing went wrong in {stats:?}");
         assert!(stats.to_clients > 0 && stats.to_agents > 0, "nothing moved in {stats:?}");
     }
@@ -95,14 +110,15 @@ fn fixed_seeds() {
 
 #[test]
 fn fresh_seeds() {
-    if number("RINGWAY_SIM_SEED").is_some() || number("RINGWAY_SIM_SEEDS").is_some() {
+    if number("RINGWAY_SIM_SEED").is_some() || range().is_some() {
         return;
     }
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("a clock after 1970");
+    let time = Duration::from_secs(number("RINGWAY_SIM_SECONDS").unwrap_or(FRESH_SECONDS));
     let base = now.as_secs() << 20;
     let (begin, mut stats, mut seed) = (Instant::now(), Stats::default(), base);
     println!("fresh seeds from {base}");
-    while begin.elapsed() < FRESH {
+    while begin.elapsed() < time {
         must_pass(seed, &mut stats);
         seed += 1;
     }

@@ -94,7 +94,7 @@ impl Shape {
         let pieces = random.pick(&[Pieces::Crumbs, Pieces::Any, Pieces::Any, Pieces::Full, Pieces::Full]);
         let (to_client, to_agent) = (random_group(random), random_group(random));
         let (unix_clients, unix_agents) = (random.percent(70), random.percent(60));
-        let payload = random.pick(&[1, 30, 200, 600, 2_000, 9_000, 14_000]);
+        let payload = random.pick(&[1, 30, 200, 600, 2_000, 9_000, 14_000, 45_000]);
         let least = to_client.bytes().min(to_agent.bytes());
         Shape {
             tuning: random_tuning(random),

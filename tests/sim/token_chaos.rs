@@ -49,6 +49,19 @@ impl World {
         }
     }
 
+    /// The process whose output an agent sends just now ends between two of the frames that a long one is cut into.
+    pub(crate) fn end_between_frames(&mut self, agent: usize) {
+        let Some(index) = self.agents[agent].current else { return };
+        let client = &self.clients[index];
+        if client.shim.is_some() && client.to_client.is_between() && !client.reported_ended {
+            if !self.shim(index).started {
+                self.started(index, true);
+            }
+            let status = self.random.next().to_le_bytes()[0];
+            self.exited(index, status);
+        }
+    }
+
     pub(crate) fn live_tokens(&self) -> Vec<usize> {
         let live = self.sessions.values().copied().filter(|&index| self.clients[index].shim.is_some());
         let mut live: Vec<usize> = live.collect();

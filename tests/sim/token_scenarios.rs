@@ -3,7 +3,7 @@
 //! The asymmetry to know: as in the other scenarios every turn is audited, so that only what is a scenario's own is
 //! said here.
 
-use ringway::limits::{SHIM_INPUT_BUFFER, SHIM_MESSAGES_MAX};
+use ringway::limits::{CC2_FRAME_MAX, SHIM_INPUT_BUFFER, SHIM_MESSAGES_MAX};
 
 use crate::model::HEADER;
 use crate::peers::At;
@@ -240,6 +240,26 @@ fn a_status_that_waits_for_a_frame_is_told_when_the_vm_goes() {
     world.close_peer(agent);
     world.come_to_rest();
     assert_eq!(world.heard(index).0, HEADER + 1);
+    world.ends_well();
+}
+
+/// Found by a seed: a status was told between two of the frames that a long one of the agent is cut into.
+#[test]
+fn a_status_waits_for_all_frames_that_a_long_one_is_cut_into() {
+    let mut world = World::scripted(Shape::calm());
+    let Process { agent, index, shim, .. } = world.process();
+    world.started(index, true);
+    world.writes(agent, shim, 0);
+    let frame = crate::model::frame(world.base(shim), payload(&mut world.random, 40_000));
+    let (first, rest) = frame.split_at(CC2_FRAME_MAX as usize);
+    world.socket(agent).inbox.extend(first);
+    world.turns(4);
+    world.exited(index, 7);
+    world.turns(4);
+    assert_eq!(world.heard(index).0, first.len(), "one whole frame, and nothing behind it");
+    world.socket(agent).inbox.extend(rest);
+    world.come_to_rest();
+    assert_eq!(world.heard(index).0, frame.len() + HEADER + HEADER + 1);
     world.ends_well();
 }
 

@@ -229,10 +229,14 @@ impl World {
         self.turns += 1;
         self.note(Step::Turn(self.turns));
         let is_short = self.starved.iter().any(|queue| !queue.is_empty()) && self.plane.pins();
+        if !self.healed && self.random.percent(2) {
+            self.plane.rest(&mut self.mem);
+        }
         self.run_kernel();
         let before = self.progress;
         self.reap();
-        if is_short && self.progress == before {
+        let relieved = is_short && self.progress == before;
+        if relieved {
             self.plane.relieve(&mut self.mem);
             self.progress += 1;
         }
@@ -240,6 +244,9 @@ impl World {
             self.beat();
         }
         self.flush();
+        if relieved {
+            self.check_relieved();
+        }
         self.end_last_sends();
         self.audit();
     }
@@ -353,6 +360,11 @@ impl World {
             self.plane.received(&mut self.mem, peer, view);
         }
         self.carry_out(at);
+        if let At::Agent(index) = at
+            && self.random.percent(self.shape.answers)
+        {
+            self.end_between_frames(index);
+        }
         if !self.saboteur.strikes(Crime::KeepLease) {
             self.mem.release(view.source);
         }
