@@ -18,7 +18,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr;
 use std::time::Duration;
 
-use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use io_uring::{IoUring, cqueue, opcode, register::Restriction, squeue, types};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{Shutdown, shutdown};
@@ -35,6 +35,7 @@ use crate::buf::{BufView, ChunkPool, Direction, Memory};
 use crate::limits::{
     REST_MS, SPARE_CHUNKS, SPARE_SENDS, TO_AGENT_BUFFERS, TO_AGENT_BUFFERS_INCREMENTAL, TO_CLIENT_BUFFERS,
 };
+use crate::os::calls::RING_FILES_UPDATE;
 
 /// Submission and completion entries of a shard's ring.
 const SUBMISSIONS: u32 = 1_024;
@@ -135,7 +136,28 @@ impl std::fmt::Debug for Ring {
     }
 }
 
-/// A ring as every shard has it.
+/// All that a shard's ring is ever asked for: operations, flags of theirs, and registrations.
+const OPERATIONS: [(u8, &str); 7] = [
+    (opcode::RecvMulti::CODE, "receive"),
+    (opcode::Send::CODE, "send"),
+    (opcode::SendMsg::CODE, "sendmsg"),
+    (opcode::PollAdd::CODE, "poll"),
+    (opcode::AsyncCancel::CODE, "cancel"),
+    (opcode::Read::CODE, "read"),
+    (opcode::Timeout::CODE, "timeout"),
+];
+const OPERATION_FLAGS: squeue::Flags = squeue::Flags::FIXED_FILE.union(squeue::Flags::BUFFER_SELECT);
+
+/// Makes the ring refuse for good what is not listed above, and enables it for the calling thread.
+fn restrict_and_enable(ring: &IoUring) -> io::Result<()> {
+    let mut allowed: Vec<_> = OPERATIONS.iter().map(|&(code, _)| Restriction::sqe_op(code)).collect();
+    allowed.push(Restriction::sqe_flags_allowed(OPERATION_FLAGS.bits()));
+    allowed.push(Restriction::register_op(RING_FILES_UPDATE));
+    ring.submitter().register_restrictions(&mut allowed)?;
+    ring.submitter().register_enable_rings()
+}
+
+/// A ring as every shard has it, disabled until it has been restricted.
 fn build_ring() -> io::Result<IoUring> {
     IoUring::builder()
         .setup_single_issuer()
@@ -144,6 +166,7 @@ fn build_ring() -> io::Result<IoUring> {
         // With it an enter that does not wait runs the work that waits for it too.
         .setup_taskrun_flag()
         .setup_submit_all()
+        .setup_r_disabled()
         .setup_cqsize(COMPLETIONS)
         .dontfork()
         .build(SUBMISSIONS)
@@ -167,6 +190,7 @@ impl Reactor {
                 .map_err(explained)?,
             to_agent: BufGroup::register(&submitter, Direction::ToAgent, to_agent, incremental).map_err(explained)?,
         };
+        restrict_and_enable(&ring).map_err(explained)?;
         let mut reactor = Reactor {
             ring: Ring(ring),
             mem: Memory { leases, chunks: ChunkPool::default() },
@@ -632,11 +656,49 @@ mod tests {
         // Completions of a socket that is not there are counted.
         let nobody = OpTag { kind: OpKind::Cancel, slot: 3, generation: 0 }.encode();
         let many = 3 * u64::from(SUBMISSIONS);
-        reactor.postponed.extend((0..many).map(|_| opcode::Nop::new().build().user_data(nobody)));
+        reactor.postponed.extend((0..many).map(|_| opcode::AsyncCancel::new(nobody).build().user_data(nobody)));
         while reactor.counters.stale < many {
             reactor.turn(false, &mut Vec::new()).unwrap();
         }
         assert!(reactor.postponed.is_empty());
+    }
+
+    /// What a shard's ring answers to an operation that reads no memory, or none but static memory.
+    fn answer(ring: &mut IoUring, entry: squeue::Entry) -> i32 {
+        // SAFETY: what the entry points to is static.
+        unsafe { ring.submission().push(&entry) }.unwrap();
+        ring.submit_and_wait(1).unwrap();
+        ring.completion().next().unwrap().result()
+    }
+
+    #[test]
+    fn operations_that_are_not_listed_are_refused() {
+        let mut ring = build_ring().unwrap();
+        assert_eq!(ring.submit().unwrap_err().raw_os_error(), Some(libc::EBADFD), "not enabled yet");
+        restrict_and_enable(&ring).unwrap();
+        let cancel = || opcode::AsyncCancel::new(1).build();
+        assert_eq!(answer(&mut ring, cancel()), -libc::ENOENT, "a listed one");
+        let (here, path) = (types::Fd(libc::AT_FDCWD), c"/".as_ptr());
+        let unlisted = [
+            opcode::Nop::new().build(),
+            opcode::OpenAt::new(here, path).flags(libc::O_PATH).build(),
+            opcode::Socket::new(libc::AF_INET, libc::SOCK_STREAM, 0).build(),
+            opcode::Connect::new(types::Fd(0), ptr::null(), 0).build(),
+            opcode::Accept::new(types::Fd(0), ptr::null_mut(), ptr::null_mut()).build(),
+            opcode::Write::new(types::Fd(0), ptr::null(), 0).build(),
+            opcode::UnlinkAt::new(here, path).build(),
+            opcode::Close::new(types::Fd(0)).build(),
+            cancel().flags(squeue::Flags::IO_DRAIN),
+        ];
+        for entry in unlisted {
+            let shown = format!("{entry:?}");
+            assert_eq!(answer(&mut ring, entry), -libc::EACCES, "{shown}");
+        }
+        let submitter = ring.submitter();
+        for refused in [submitter.register_personality().map(drop), submitter.register_files(&[0])] {
+            assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::EACCES));
+        }
+        assert!(restrict_and_enable(&ring).is_err(), "restrictions stay");
     }
 
     #[test]
