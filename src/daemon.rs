@@ -21,7 +21,7 @@ use tracing::{info, warn};
 use crate::config::{Config, Sandbox};
 use crate::coordinator::{Coordinator, Settings};
 use crate::door::{admin, cc};
-use crate::limits::{CHUNK_LEN, SOCKETS_PER_SHARD};
+use crate::limits::{CHUNK_LEN, DESCRIPTORS_RESERVED, SOCKETS_PER_SHARD};
 use crate::os::listener::{Listener, directory_of};
 use crate::os::usage::Usage;
 use crate::os::{activation, calls, cpu, heap, rlimit, sandbox};
@@ -49,6 +49,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     heap::return_blocks_of(CHUNK_LEN);
     let features = reactor::probe()?;
     let descriptors = rlimit::raise_descriptors().context("raising RLIMIT_NOFILE")?;
+    rlimit::reserve_descriptors(descriptors.min(DESCRIPTORS_RESERVED)).context("the table of descriptors")?;
     let (proxy, owned) = proxy_listener(&config)?;
     let socket = address(&proxy).unwrap_or_else(|| config.socket.clone());
     let admin = Listener::bind(&config.admin_socket, ADMIN_MODE)?;

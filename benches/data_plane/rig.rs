@@ -232,7 +232,7 @@ impl Rig {
         self.plane.take_effects(&mut effects);
         for effect in effects.drain(..) {
             match effect {
-                Effect::Send { peer, views } => self.send(peer, views),
+                Effect::Send { peer, views, .. } => self.send(peer, views),
                 Effect::WatchRoom(peer) => self.blocked.push(peer),
                 Effect::Pause(peer) => assert!(self.paused.insert(peer)),
                 Effect::Resume(peer) => assert!(self.paused.remove(&peer)),

@@ -24,9 +24,9 @@ const RING_BY_NUMBER: u64 = 1 << 31;
 const CALLS: &[libc::c_long] = &[
     // Sockets, and what is read from and written to descriptors.
     libc::SYS_accept4, libc::SYS_connect, libc::SYS_getpeername, libc::SYS_getsockname, libc::SYS_getsockopt,
-    libc::SYS_setsockopt, libc::SYS_shutdown, libc::SYS_recvfrom, libc::SYS_recvmsg, libc::SYS_sendmsg,
-    libc::SYS_sendto, libc::SYS_read, libc::SYS_readv, libc::SYS_write, libc::SYS_writev, libc::SYS_pread64,
-    libc::SYS_lseek, libc::SYS_close, libc::SYS_dup, libc::SYS_fcntl,
+    libc::SYS_setsockopt, libc::SYS_shutdown, libc::SYS_recvfrom, libc::SYS_recvmsg, libc::SYS_sendmmsg,
+    libc::SYS_sendmsg, libc::SYS_sendto, libc::SYS_read, libc::SYS_readv, libc::SYS_write, libc::SYS_writev,
+    libc::SYS_pread64, libc::SYS_lseek, libc::SYS_close, libc::SYS_dup, libc::SYS_fcntl,
     // Rings, and waiting.
     libc::SYS_io_uring_enter, libc::SYS_epoll_ctl, libc::SYS_epoll_pwait, libc::SYS_epoll_pwait2, libc::SYS_ppoll,
     libc::SYS_clock_gettime, libc::SYS_clock_nanosleep, libc::SYS_nanosleep, libc::SYS_restart_syscall,

@@ -87,6 +87,8 @@ pub struct Reactor {
     starved: Starved,
     /// Sockets whose receive is armed when the turn begins.
     due: Vec<SocketId>,
+    /// Sockets with a send that completes only when it is not taken whole.
+    tacit: Vec<SocketId>,
     /// Operations the kernel did not let into its full queue, oldest first.
     postponed: VecDeque<squeue::Entry>,
     #[expect(clippy::vec_box, reason = "the box moves into a slot and back; its address is the kernel's")]
@@ -146,12 +148,14 @@ const OPERATIONS: [(u8, &str); 7] = [
     (opcode::Read::CODE, "read"),
     (opcode::Timeout::CODE, "timeout"),
 ];
-const OPERATION_FLAGS: squeue::Flags = squeue::Flags::FIXED_FILE.union(squeue::Flags::BUFFER_SELECT);
+const OPERATION_FLAGS: [squeue::Flags; 3] =
+    [squeue::Flags::FIXED_FILE, squeue::Flags::BUFFER_SELECT, squeue::Flags::SKIP_SUCCESS];
 
 /// Makes the ring refuse for good what is not listed above, and enables it for the calling thread.
 fn restrict_and_enable(ring: &IoUring) -> io::Result<()> {
     let mut allowed: Vec<_> = OPERATIONS.iter().map(|&(code, _)| Restriction::sqe_op(code)).collect();
-    allowed.push(Restriction::sqe_flags_allowed(OPERATION_FLAGS.bits()));
+    let flags: squeue::Flags = OPERATION_FLAGS.into_iter().collect();
+    allowed.push(Restriction::sqe_flags_allowed(flags.bits()));
     allowed.push(Restriction::register_op(RING_FILES_UPDATE));
     ring.submitter().register_restrictions(&mut allowed)?;
     ring.submitter().register_enable_rings()
@@ -197,6 +201,7 @@ impl Reactor {
             sockets: Sockets::new(sockets),
             starved: Starved::default(),
             due: Vec::new(),
+            tacit: Vec::new(),
             postponed: VecDeque::new(),
             spare_sends: Vec::new(),
             waker,
@@ -273,17 +278,22 @@ impl Reactor {
     }
 
     /// Sends `views` in one call, what fits now. One send at a time per socket; the views' memory is held until its
-    /// [`Event::Sent`], which the next turn has.
+    /// [`Event::Sent`], which the next turn has. When `is_last`, a turn that waits goes on waiting when all is taken.
     ///
     /// # Panics
     /// When a send is in flight; that is a fault of ours.
-    pub fn send(&mut self, id: SocketId, views: &[BufView]) {
+    pub fn send(&mut self, id: SocketId, views: &[BufView], is_last: bool) {
         if self.sockets.get(id).is_none() {
             return;
         }
         let mut op = self.spare_sends.pop().unwrap_or_default();
         op.load(&mut self.mem, views);
-        let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+        // With MSG_WAITALL a send that comes short has failed, and completes.
+        let (all, tacit) = match is_last {
+            true => (libc::MSG_WAITALL, squeue::Flags::SKIP_SUCCESS),
+            false => (0, squeue::Flags::empty()),
+        };
+        let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT | all;
         let target = types::Fixed(id.slot);
         let entry = match op.single().and_then(|piece| Some((piece.iov_base, u32::try_from(piece.iov_len).ok()?))) {
             Some((base, len)) => opcode::Send::new(target, base.cast(), len).flags(flags).build(),
@@ -292,9 +302,12 @@ impl Reactor {
         let socket = self.sockets.begin(id);
         assert!(socket.send.is_none(), "one send at a time");
         socket.send = Some(op);
+        if is_last {
+            self.tacit.push(id);
+        }
         // SAFETY: the op, boxed in the socket's slot, keeps the message at its address and holds a reference to every
-        // piece's memory until this operation's completion takes it out (`send_ended`).
-        unsafe { self.submit(entry, id.tag(OpKind::Send)) };
+        // piece's memory until this operation has ended (`send_ended`).
+        unsafe { self.submit(entry.flags(tacit), id.tag(OpKind::Send)) };
     }
 
     /// Lets nothing more be sent either way. What the kernel has received is still reported, then the end.
@@ -352,8 +365,35 @@ impl Reactor {
             Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}
             Err(error) => return Err(error),
         }
+        let before = events.len();
         self.reap(events);
+        let reaped = events.len();
+        self.end_tacit(events);
+        // They ended first: what a client has is not to be sent to its successor.
+        events[before..].rotate_left(reaped - before);
         Ok(())
+    }
+
+    /// Sends that were made and said nothing have been taken whole: a send that does not wait ends within the call that
+    /// submits it, and then its completion was reaped if it has one.
+    fn end_tacit(&mut self, events: &mut Vec<Event>) {
+        let submissions = self.ring.0.submission();
+        let are_made = submissions.is_empty() && !submissions.cq_overflow() && self.postponed.is_empty();
+        drop(submissions);
+        if !are_made {
+            return;
+        }
+        let mut tacit = std::mem::take(&mut self.tacit);
+        for id in tacit.drain(..) {
+            if self.sockets.is_current(id)
+                && let Some(len) = self.sockets.current(id).send.as_ref().map(|op| op.len())
+            {
+                self.sockets.end(id);
+                self.send_ended(id, Ok(len), events);
+                self.retire(id);
+            }
+        }
+        self.tacit = tacit;
     }
 
     /// Ends a wait some time ([`REST_MS`]) from now, once; nothing where that is under way.
@@ -388,6 +428,7 @@ impl Reactor {
         self.mem.leases.to_client.rest();
         self.mem.leases.to_agent.rest();
         self.spare_sends = Vec::new();
+        self.tacit.shrink_to_fit();
         self.postponed.shrink_to_fit();
     }
 
@@ -447,7 +488,7 @@ impl Reactor {
         }
         match tag.kind {
             OpKind::Receive => self.receive_completed(id, result, view, ended, events),
-            OpKind::Send => self.send_ended(id, result, events),
+            OpKind::Send => self.send_ended(id, send_outcome(result), events),
             OpKind::Room => {
                 let socket = self.sockets.current(id);
                 socket.watches_room = false;
@@ -510,7 +551,7 @@ impl Reactor {
         }
     }
 
-    fn send_ended(&mut self, id: SocketId, result: i32, events: &mut Vec<Event>) {
+    fn send_ended(&mut self, id: SocketId, outcome: Result<usize, Errno>, events: &mut Vec<Event>) {
         let socket = self.sockets.current(id);
         let closing = socket.closing;
         if let Some(mut op) = socket.send.take() {
@@ -519,17 +560,9 @@ impl Reactor {
                 self.spare_sends.push(op);
             }
         }
-        if closing {
-            return;
+        if !closing {
+            events.push(Event::Sent(id, outcome));
         }
-        let outcome = match usize::try_from(result) {
-            Ok(taken) => Ok(taken),
-            Err(_) => match Errno::from_raw(-result) {
-                Errno::EAGAIN | Errno::EINTR | Errno::ENOBUFS | Errno::ENOMEM => Ok(0),
-                errno => Err(errno),
-            },
-        };
-        events.push(Event::Sent(id, outcome));
     }
 
     fn hang_up_completed(&mut self, id: SocketId, result: i32, ended: bool, events: &mut Vec<Event>) {
@@ -646,6 +679,14 @@ impl Reactor {
     }
 }
 
+/// What a send's completion says: bytes taken, or why the socket failed.
+fn send_outcome(result: i32) -> Result<usize, Errno> {
+    usize::try_from(result).or_else(|_| match Errno::from_raw(-result) {
+        Errno::EAGAIN | Errno::EINTR | Errno::ENOBUFS | Errno::ENOMEM => Ok(0),
+        errno => Err(errno),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -749,12 +790,64 @@ mod tests {
             reactor.turn(false, &mut events).unwrap();
             for event in events.drain(..) {
                 if let Event::Received(socket, view) = event {
-                    reactor.send(socket, &[view]);
+                    reactor.send(socket, &[view], false);
                     reactor.mem.release(view.source);
                 }
             }
         }
         assert_eq!(reactor.counters().enters, 50);
+    }
+
+    #[test]
+    fn the_last_send_ends_a_wait_only_when_it_comes_short() {
+        let mut reactor = Reactor::new(probe().unwrap(), 4, Waker::new().unwrap()).unwrap();
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let (fed, mut feeder) = std::os::unix::net::UnixStream::pair().unwrap();
+        let socket = reactor.add(ours.into(), Direction::ToAgent).unwrap();
+        let fed = reactor.add(fed.into(), Direction::ToClient).unwrap();
+        reactor.resume(fed);
+        let mut events = Vec::new();
+        std::io::Write::write_all(&mut feeder, &[7; 16 * 1024]).unwrap();
+        reactor.turn(true, &mut events).unwrap();
+        let Some(Event::Received(_, view)) = events.pop() else { panic!("{events:?}") };
+        let views = [view; 64];
+        let len = 64 * view.len as usize;
+        // Taken whole: the timer ends the wait, and nothing else.
+        reactor.send(socket, &views[..1], true);
+        reactor.set_rest_timer();
+        let before = reactor.counters().enters;
+        reactor.turn(true, &mut events).unwrap();
+        assert_eq!(reactor.counters().enters, before + 1);
+        assert!(reactor.take_rest_timer());
+        let sent = |event: &Event| matches!(event, Event::Sent(id, Ok(taken)) if *id == socket && *taken > 0);
+        assert!(matches!(&events[..], [event] if sent(event)), "{events:?}");
+        // Before whatever else happened.
+        events.clear();
+        reactor.send(socket, &views[..1], true);
+        reactor.resume(socket);
+        std::io::Write::write_all(&mut &theirs, b"an answer").unwrap();
+        reactor.turn(true, &mut events).unwrap();
+        let received = |event: &Event| matches!(event, Event::Received(id, _) if *id == socket);
+        assert!(matches!(&events[..], [first, second] if sent(first) && received(second)), "{events:?}");
+        // Short, then not at all: each ends the wait with what was taken.
+        events.clear();
+        reactor.send(socket, &views, true);
+        reactor.turn(true, &mut events).unwrap();
+        let taken = |events: &[Event]| match events {
+            [Event::Sent(id, Ok(taken))] if *id == socket => *taken,
+            other => panic!("{other:?}"),
+        };
+        assert!((1..len).contains(&taken(&events)));
+        events.clear();
+        reactor.send(socket, &views, true);
+        reactor.turn(true, &mut events).unwrap();
+        assert_eq!(taken(&events), 0);
+        // To nobody.
+        drop(theirs);
+        events.clear();
+        reactor.send(socket, &views, true);
+        reactor.turn(true, &mut events).unwrap();
+        assert!(matches!(events[..], [Event::Sent(_, Err(Errno::EPIPE)), ..]), "{events:?}");
     }
 
     #[test]

@@ -52,6 +52,11 @@ impl SendOp {
         self.header.msg_iovlen = self.pieces.len();
     }
 
+    /// Bytes of all pieces.
+    pub(super) fn len(&self) -> usize {
+        self.pieces.iter().map(|piece| piece.iov_len).sum()
+    }
+
     /// The message, for the kernel to read.
     pub(super) fn message(&self) -> *const libc::msghdr {
         &raw const self.header

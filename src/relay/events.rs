@@ -73,12 +73,14 @@ impl Gone {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
     /// Send the pieces `views` of [`Plane::views`](super::Plane::views) in one call, as much as fits now. Answer with
-    /// [`Plane::sent`](super::Plane::sent) before anything else is waited for.
+    /// [`Plane::sent`](super::Plane::sent) before anything else is waited for, unless it is the last.
     Send {
         /// To whom.
         peer: Peer,
         /// Which views.
         views: std::ops::Range<usize>,
+        /// Nothing waits for its end: that it was taken whole may be reported with whatever happens next.
+        is_last: bool,
     },
     /// A send came short: report with [`Plane::room`](super::Plane::room) when the peer takes bytes again.
     WatchRoom(Peer),

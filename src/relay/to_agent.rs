@@ -133,6 +133,7 @@ impl Plane {
             if session.queued {
                 self.links[id.0 as usize].queue.push_back(share.session);
             }
+            self.input_taken(share.session);
             self.resume_client(mem, share.session);
             self.end_if_done(mem, share.session);
         }
@@ -227,6 +228,7 @@ impl Plane {
         if !session.paused && session.state.has_input() && is_full {
             session.paused = true;
             self.effects.push(Effect::Pause(Peer::Client(id)));
+            self.hold_shim(id);
             self.stuck.push(id);
         }
     }
@@ -251,7 +253,7 @@ impl Plane {
         let most = link.budget;
         let share = most / link.queue.len().max(1);
         let begin = self.views.len();
-        let mut total = 0;
+        let (mut total, mut is_last) = (0, true);
         while let Some(&next) = link.queue.front() {
             let session = &mut self.sessions[next.0 as usize];
             let mark = self.views.len();
@@ -264,6 +266,7 @@ impl Plane {
             link.queue.pop_front();
             session.queued = bytes > 0;
             total += bytes;
+            is_last &= session.to_agent.ready() == bytes && session.state.has_input() && !session.paused;
             if bytes > 0 {
                 link.in_flight.push(InFlight { session: next, bytes });
             }
@@ -272,7 +275,8 @@ impl Plane {
             link.sending = Sending::Idle;
             return;
         }
+        is_last &= link.queue.is_empty();
         link.sending = Sending::Trying(total);
-        self.effects.push(Effect::Send { peer: Peer::Agent(id), views: begin..self.views.len() });
+        self.effects.push(Effect::Send { peer: Peer::Agent(id), views: begin..self.views.len(), is_last });
     }
 }

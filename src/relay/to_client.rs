@@ -138,7 +138,8 @@ impl Plane {
         match role {
             Role::Output(face) if header.len <= face.client_max() => {
                 if matches!(face, Face::Shim(_)) {
-                    mem.overwrite(frames, &face.header(header.payload_len()));
+                    let head = face.header(header.payload_len());
+                    mem.bytes_mut(frames)[..head.len()].copy_from_slice(&head);
                 }
                 out.push(&mut self.arena, mem, frames, true);
             }
@@ -314,7 +315,8 @@ impl Plane {
         let begin = self.views.len();
         let bytes = self.plan_output(id);
         if bytes > 0 {
-            self.effects.push(Effect::Send { peer: Peer::Client(id), views: begin..self.views.len() });
+            let is_last = self.sessions[id.0 as usize].ends_with(bytes);
+            self.effects.push(Effect::Send { peer: Peer::Client(id), views: begin..self.views.len(), is_last });
             self.set_sending(id, Sending::Trying(bytes));
         }
         let tried = if self.sessions[id.0 as usize].sends_replies() { 0 } else { bytes };

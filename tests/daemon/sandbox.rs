@@ -179,7 +179,7 @@ fn a_daemon_goes_on(dir: &Path) {
     fs::remove_file(dir.join("file")).unwrap();
     let socket = dir.join("vm/ctl.sock");
     let socket = GuestSocket::open(socket.to_str().unwrap(), u32::MAX, &[dir.to_owned()]).unwrap();
-    UnixStream::connect(socket.address()).unwrap();
+    socket.connect().unwrap();
     std::thread::Builder::new().name("more".to_owned()).spawn(|| ()).unwrap().join().unwrap();
 }
 

@@ -16,6 +16,7 @@ use crate::world::{Step, World};
 impl World {
     pub(crate) fn carry_out_one(&mut self, effect: Effect) {
         self.note(Step::Effect(effect.clone()));
+        assert!(!self.nothing_may_follow, "{effect:?} waited for a send that nothing waits for");
         match effect {
             Effect::Send { .. } => unreachable!("sends are made by flush"),
             Effect::Pause(peer) => self.pause(self.at(peer)),
@@ -49,8 +50,8 @@ impl World {
                 assert!(self.clients[index].speaks, "{at:?} sends nothing and is paused");
                 let client = &self.clients[index];
                 let agent = &self.agents[client.agent].socket;
-                let stuck = agent.is_blocked() && client.shim.is_none();
-                client.input_is_full() || (stuck && client.to_agent.whole() > 0)
+                let stuck = agent.is_blocked() && client.to_agent.whole() > 0;
+                client.input_is_full() || stuck
             }
         };
         assert!(due || over, "{at:?} paused below the bound");
@@ -135,7 +136,8 @@ impl World {
         }
     }
 
-    pub(crate) fn start_send(&mut self, peer: Peer, range: Range<usize>) {
+    pub(crate) fn start_send(&mut self, peer: Peer, range: Range<usize>, is_last: bool) {
+        assert!(!self.nothing_may_follow, "a send to {peer:?} waited for one that nothing waits for");
         let at = self.at(peer);
         let views = self.plane.views(range).to_vec();
         let bytes: Vec<u8> = views.iter().flat_map(|&view| self.mem.bytes(view)).copied().collect();
@@ -156,7 +158,7 @@ impl World {
         views.iter().for_each(|view| self.mem.retain(view.source));
         let socket = self.socket(at);
         assert!(socket.open && socket.send.is_none(), "{at:?} has a send in flight or is closed");
-        socket.send = Some(SendOp { views, shares, replies, total: bytes.len(), moved: 0, done: None });
+        socket.send = Some(SendOp { views, shares, replies, total: bytes.len(), is_last, moved: 0, done: None });
     }
 
     fn plan_to_client(&mut self, index: usize, bytes: &[u8]) -> Vec<(usize, usize)> {

@@ -43,6 +43,8 @@ pub(crate) struct SendOp {
     /// They are answers to a shim, not output.
     pub(crate) replies: bool,
     pub(crate) total: usize,
+    /// The plane says that nothing waits for its end.
+    pub(crate) is_last: bool,
     /// Bytes the socket holds or the peer has read.
     pub(crate) moved: usize,
     /// Its completion is there; `false`: the peer was gone.

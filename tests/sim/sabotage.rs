@@ -27,6 +27,8 @@ pub(crate) enum Crime {
     LoseResume,
     /// Room is not reported.
     LoseRoom,
+    /// A send whose end is waited for is called the last.
+    CallSendLast,
 }
 
 /// Commits one crime, after a few chances to.
@@ -108,4 +110,5 @@ fn references_kept_or_dropped_are_noticed() {
 fn lost_wake_ups_are_noticed() {
     is_noticed(Crime::LoseResume);
     is_noticed(Crime::LoseRoom);
+    is_noticed(Crime::CallSendLast);
 }

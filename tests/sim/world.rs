@@ -39,6 +39,8 @@ pub(crate) enum Step {
     Note(&'static str),
 }
 
+/// Turns from one beat to the next, where no script has its own.
+const BEAT_EVERY: u64 = 64;
 /// Steps a failing seed prints.
 const STEPS_KEPT: usize = 200;
 
@@ -63,6 +65,8 @@ pub(crate) struct World {
     pub(crate) saboteur: Saboteur,
     /// Things that happened, to tell a world at rest.
     pub(crate) progress: u64,
+    /// The plane must ask for nothing just now.
+    pub(crate) nothing_may_follow: bool,
     pub(crate) turns: u64,
     /// Nothing is held back any more.
     pub(crate) healed: bool,
@@ -92,6 +96,7 @@ impl World {
             orphans: Vec::new(),
             saboteur,
             progress: 0,
+            nothing_may_follow: false,
             turns: 0,
             healed: false,
             leaving: false,
@@ -231,8 +236,37 @@ impl World {
             self.plane.relieve(&mut self.mem);
             self.progress += 1;
         }
+        if self.turns.is_multiple_of(BEAT_EVERY) {
+            self.beat();
+        }
         self.flush();
+        self.end_last_sends();
         self.audit();
+    }
+
+    /// Time passes.
+    pub(crate) fn beat(&mut self) {
+        self.plane.beat(&mut self.mem);
+        let mut effects = Vec::new();
+        self.plane.take_effects(&mut effects);
+        self.progress += effects.len() as u64;
+        effects.into_iter().for_each(|effect| self.carry_out_one(effect));
+    }
+
+    /// Ends some of the sends that the plane says nothing waits for: nothing may come of it. That the shard may learn
+    /// of it late is shown by that.
+    fn end_last_sends(&mut self) {
+        for at in self.open_peers() {
+            if self.socket(at).send.as_ref().is_some_and(|send| send.is_last) && self.random.percent(50) {
+                self.end_try(at);
+                if self.socket(at).send.as_ref().is_some_and(|send| send.moved == send.total) {
+                    self.nothing_may_follow = true;
+                    self.deliver_sent(at);
+                }
+            }
+        }
+        self.flush();
+        self.nothing_may_follow = false;
     }
 
     /// Reaps completions in any order, in order per peer and direction; tries end before the turn does.
@@ -398,7 +432,10 @@ impl World {
         self.saboteur.swap_sends(&mut effects);
         for effect in effects {
             match effect {
-                Effect::Send { peer, views } => self.start_send(peer, views),
+                Effect::Send { peer, views, is_last } => {
+                    let is_last = is_last || self.saboteur.strikes(Crime::CallSendLast);
+                    self.start_send(peer, views, is_last);
+                }
                 other => self.carry_out_one(other),
             }
         }
