@@ -18,12 +18,13 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use crate::config::Config;
+use crate::config::{Config, Sandbox};
 use crate::coordinator::{Coordinator, Settings};
 use crate::door::{admin, cc};
 use crate::limits::{CHUNK_LEN, DESCRIPTORS_RESERVED, SOCKETS_PER_SHARD};
-use crate::os::listener::Listener;
-use crate::os::{activation, cpu, heap, rlimit};
+use crate::os::listener::{Listener, directory_of};
+use crate::os::usage::Usage;
+use crate::os::{activation, calls, cpu, heap, rlimit, sandbox};
 use crate::reactor::{self, Features};
 use crate::relay::Tuning;
 use crate::shard::{self, Mailbox, Order, ShardConfig, ShardHandle};
@@ -44,6 +45,7 @@ const KILLED: i32 = 130;
 /// # Errors
 /// What keeps it from starting or going on, with what to do about it.
 pub fn run(config: Config) -> anyhow::Result<()> {
+    let layers = Layers(config.sandbox);
     heap::return_blocks_of(CHUNK_LEN);
     let features = reactor::probe()?;
     let descriptors = rlimit::raise_descriptors().context("raising RLIMIT_NOFILE")?;
@@ -51,9 +53,18 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let (proxy, owned) = proxy_listener(&config)?;
     let socket = address(&proxy).unwrap_or_else(|| config.socket.clone());
     let admin = Listener::bind(&config.admin_socket, ADMIN_MODE)?;
+    let usage = Usage::open().context("reading about this process in /proc")?;
+    // Threads inherit it, so there must be none yet.
+    let own_sockets = [Some(&*config.admin_socket), owned.as_ref().map(|_| &*config.socket)];
+    layers.close_paths(own_sockets.into_iter().flatten())?;
+    let runtime = tokio_uring::Runtime::new(&runtime()).context("the coordinator's ring")?;
+    let drop_capabilities = layers.close("capabilities", sandbox::check_capabilities)?;
     let reports = Arc::new(Notify::new());
     let sockets_max = u32::try_from(descriptors).unwrap_or(u32::MAX).clamp(1, SOCKETS_PER_SHARD);
-    let mut shards = start_shards(&config, features, sockets_max, &reports)?;
+    let mut shards = start_shards(&config, features, sockets_max, drop_capabilities, &reports)?;
+    if drop_capabilities {
+        sandbox::drop_capabilities().context("sandbox: capabilities")?;
+    }
     let questions = admin::spawn(admin.socket()?).context("starting the admin socket's thread")?;
     info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -62,15 +73,17 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         shards = shards.len(),
         incremental_buffers = features.incremental_buffers,
         descriptors,
+        sandbox = ?config.sandbox,
         "ringway serves"
     );
     let threads: Vec<_> = shards.iter_mut().map(|shard| (shard.mailbox.clone(), shard.thread.take())).collect();
-    let served = tokio_uring::builder().entries(64).start(async {
-        let coordinator = Coordinator::new(settings(&config, &socket, sockets_max), shards, reports);
+    let served = runtime.block_on(async {
+        let coordinator = Coordinator::new(settings(&config, &socket, sockets_max), shards, reports, usage);
         tokio::task::spawn_local(admin::answer(questions, coordinator.clone()));
         let listener = UnixListener::from_std(proxy).context("proxy socket")?;
         serve(&config, coordinator, listener, owned).await
     });
+    drop(runtime);
     end(threads);
     served?;
     drop(admin);
@@ -108,6 +121,7 @@ fn start_shards(
     config: &Config,
     features: Features,
     sockets_max: u32,
+    drop_capabilities: bool,
     reports: &Arc<Notify>,
 ) -> anyhow::Result<Vec<ShardHandle>> {
     let allowed = cpu::allowed().context("reading the CPUs this process may use")?;
@@ -124,13 +138,52 @@ fn start_shards(
         .map(|number| {
             let cpu = (config.pin && !cpus.is_empty()).then(|| cpus[number % cpus.len()]);
             let number = u32::try_from(number).context("number of shards")?;
-            let shard = ShardConfig { number, cpu, tuning, sockets: sockets_max, features };
+            let shard = ShardConfig { number, cpu, tuning, sockets: sockets_max, features, drop_capabilities };
             shard::spawn(shard, Arc::clone(reports)).with_context(|| match cpu {
                 Some(cpu) => format!("starting shard {number} on CPU {cpu}"),
                 None => format!("starting shard {number}"),
             })
         })
         .collect()
+}
+
+/// The runtime of the coordinator. Its ring is never enabled: nothing is asked of it, and nobody can.
+fn runtime() -> tokio_uring::Builder {
+    let mut builder = tokio_uring::builder();
+    builder.entries(8).uring_builder(tokio_uring::uring_builder().setup_r_disabled());
+    builder
+}
+
+/// The layers that close while the daemon starts. One that is missing is a warning, or the end where the operator asks
+/// for all of them.
+#[derive(Debug, Clone, Copy)]
+struct Layers(Sandbox);
+
+impl Layers {
+    /// Closes the layer of this name; whether it is closed.
+    fn close(self, layer: &str, close: impl FnOnce() -> io::Result<()>) -> anyhow::Result<bool> {
+        if self.0 == Sandbox::Off {
+            return Ok(false);
+        }
+        match close() {
+            Ok(()) => Ok(true),
+            Err(error) if self.0 == Sandbox::Require => Err(error)
+                .with_context(|| format!("sandbox: {layer} cannot be closed, and --sandbox require asks for it")),
+            Err(error) => {
+                warn!(layer, %error, "a layer of the sandbox is missing");
+                Ok(false)
+            }
+        }
+    }
+
+    /// Closes the file system, but for removing these sockets at the end.
+    fn close_paths<'a>(self, sockets: impl Iterator<Item = &'a Path>) -> anyhow::Result<bool> {
+        let dirs: Vec<_> = sockets.map(directory_of).collect();
+        let manager = std::env::var_os("NOTIFY_SOCKET").unwrap_or_default();
+        // A service manager whose socket has no file is still to be told when the daemon is ready.
+        let has_no_file = manager.as_encoded_bytes().starts_with(b"@");
+        self.close("landlock", || sandbox::close_paths(&dirs, has_no_file))
+    }
 }
 
 /// Ends the shards' threads, so that their rings are gone before the process is. One that is stuck is left behind.
@@ -158,6 +211,7 @@ async fn serve(
     owned: Option<Listener>,
 ) -> anyhow::Result<()> {
     let mut signals = Signals::new().context("signal handlers")?;
+    Layers(config.sandbox).close("system calls", calls::close)?;
     let door = tokio::task::spawn_local(cc::serve(listener, coordinator.clone(), config.max_clients));
     notify(&[sd_notify::NotifyState::Ready]);
     tokio::select! {

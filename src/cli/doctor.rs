@@ -14,8 +14,8 @@ use serde::Serialize;
 
 use super::{Sockets, show};
 use crate::client::Error;
-use crate::os::cpu;
 use crate::os::fds::SEND_BUFFER;
+use crate::os::{calls, cpu, sandbox};
 use crate::reactor;
 
 /// Locked memory one ring takes, bytes. Source: measured, 8 and 16 shards on Linux 6.18.
@@ -71,6 +71,7 @@ impl Check {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut checks = vec![kernel(), io_uring_switch(), ring(), descriptors(), locked_memory(), send_buffer()];
+    checks.extend(sandbox_layers());
     checks.push(socket_directory(&args.sockets.proxy.path()));
     checks.extend(args.vm_dir.iter().map(|dir| vm_directory(dir)));
     checks.push(daemon(&args.sockets)?);
@@ -140,6 +141,19 @@ fn ring() -> Check {
             Check::fail(NAME, found, remedy)
         }
     }
+}
+
+/// The layers of the daemon's sandbox that a kernel, or a container, may be without.
+fn sandbox_layers() -> [Check; 3] {
+    let layer = |name, outcome: std::io::Result<String>| match outcome {
+        Ok(found) => Check::ok(name, found),
+        Err(error) => Check::warn(name, format!("a layer of the sandbox is missing: {error}"), REMEDY),
+    };
+    const REMEDY: &str = "the daemon runs without it, unless it is started with --sandbox require";
+    let landlock = sandbox::landlock_version().map(|version| format!("version {version}"));
+    let calls = calls::check().map(|()| "system calls can be refused".to_owned());
+    let capabilities = sandbox::check_capabilities().map(|()| "can be given up".to_owned());
+    [layer("landlock", landlock), layer("seccomp", calls), layer("capabilities", capabilities)]
 }
 
 fn descriptors() -> Check {

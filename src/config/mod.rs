@@ -27,6 +27,19 @@ pub enum LogFormat {
     Json,
 }
 
+/// Whether the daemon gives up what it does not need once it has started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sandbox {
+    /// As far as the kernel lets it; what is missing is in the log.
+    #[default]
+    On,
+    /// All of it, or it does not start.
+    Require,
+    /// Nothing, for debugging.
+    Off,
+}
+
 /// The daemon's settings, resolved and checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -46,6 +59,8 @@ pub struct Config {
     pub log: String,
     /// How log lines look.
     pub log_format: LogFormat,
+    /// What it gives up once it has started.
+    pub sandbox: Sandbox,
     /// Longest stream frame sent to an agent, in bytes with its header.
     pub agent_frame_max: u32,
     /// Longest stream frame accepted, in bytes with its header.
@@ -95,6 +110,9 @@ pub struct Settings {
     /// How log lines look [default: text]
     #[arg(long, value_name = "FORMAT", value_enum)]
     pub log_format: Option<LogFormat>,
+    /// Give up rights, files and system calls that a daemon that runs does not need [default: on]
+    #[arg(long, value_name = "WHEN", value_enum)]
+    pub sandbox: Option<Sandbox>,
     /// Longest stream frame sent to an agent, header included; more than 4096 is fatal to old agents [default: 4096]
     #[arg(long, value_name = "BYTES")]
     pub agent_frame_max: Option<Size>,
@@ -165,6 +183,7 @@ impl Settings {
             no_pin: self.no_pin || below.no_pin,
             log: self.log.or(below.log),
             log_format: self.log_format.or(below.log_format),
+            sandbox: self.sandbox.or(below.sandbox),
             agent_frame_max: self.agent_frame_max.or(below.agent_frame_max),
             stream_frame_max: self.stream_frame_max.or(below.stream_frame_max),
             control_message_max: self.control_message_max.or(below.control_message_max),
@@ -231,6 +250,7 @@ impl Settings {
             pin: !self.no_pin,
             log: self.log.unwrap_or_else(|| "info".to_owned()),
             log_format: self.log_format.unwrap_or_default(),
+            sandbox: self.sandbox.unwrap_or_default(),
             agent_frame_max: bytes32(self.agent_frame_max, limits::AGENT_FRAME_DEFAULT),
             stream_frame_max: bytes32(self.stream_frame_max, limits::STREAM_FRAME_MAX),
             control_message_max: bytes(self.control_message_max, limits::CONTROL_MESSAGE_MAX),

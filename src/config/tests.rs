@@ -34,6 +34,7 @@ fn defaults_are_the_limits() {
     assert_eq!(config.max_clients, limits::CLIENTS_MAX);
     assert!(config.pin && config.shards >= 1 && config.cpus.is_empty() && config.vm_dirs.is_empty());
     assert_eq!((config.log.as_str(), config.log_format), ("info", LogFormat::Text));
+    assert_eq!(config.sandbox, Sandbox::On);
 }
 
 #[test]

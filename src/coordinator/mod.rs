@@ -43,7 +43,7 @@ use self::tokens::Tokens;
 use crate::limits::{AGENT_EVENTS_MAX, OPENINGS_MAX};
 use crate::os::fds::{self, PeerCredentials};
 use crate::os::guest_socket::PathError;
-use crate::os::usage;
+use crate::os::usage::{self, Usage};
 use crate::relay;
 use crate::shard::{Order, Report, ShardHandle};
 use crate::wire::admin::{Counters, ShardStatus, Status, VmStatus};
@@ -97,6 +97,7 @@ struct Inner {
     drained: Notify,
     failed: Notify,
     openers: Openers,
+    usage: Usage,
     began: Instant,
 }
 
@@ -106,7 +107,7 @@ pub struct Coordinator(Rc<Inner>);
 
 impl Coordinator {
     /// A control plane over running shards, which share `reports`. Call within its runtime.
-    pub fn new(settings: Settings, shards: Vec<ShardHandle>, reports: Arc<Notify>) -> Coordinator {
+    pub fn new(settings: Settings, shards: Vec<ShardHandle>, reports: Arc<Notify>, usage: Usage) -> Coordinator {
         let coordinator = Coordinator(Rc::new(Inner {
             registry: RefCell::new(Registry::new(shards.len(), settings.sockets_max)),
             tokens: RefCell::default(),
@@ -123,6 +124,7 @@ impl Coordinator {
             drained: Notify::new(),
             failed: Notify::new(),
             openers: Openers::new(settings.vm_dirs.clone(), OPENINGS_MAX),
+            usage,
             began: Instant::now(),
             settings,
         }));
@@ -546,8 +548,8 @@ impl Coordinator {
             socket: self.0.settings.socket.clone(),
             clients: self.0.clients.get() + self.0.tokens.borrow().claimed(),
             cpu_us: usage::cpu_us(),
-            memory_bytes: usage::memory_bytes(),
-            open_fds: usage::open_fds(),
+            memory_bytes: self.0.usage.memory_bytes(),
+            open_fds: self.0.usage.open_fds(),
             counters: self.0.counters.get(),
             shards: self.shard_statuses(),
             vms,

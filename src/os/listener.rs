@@ -92,7 +92,7 @@ impl Listener {
             return Err(ListenError::TooLong { path: path.to_owned() });
         }
         let failed = |error| ListenError::Io { path: path.to_owned(), error };
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let parent = directory_of(path);
         fs::DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(parent).map_err(failed)?;
         let directory = fs::File::open(parent).map_err(failed)?;
         check_directory(path, &directory.metadata().map_err(failed)?)?;
@@ -126,6 +126,11 @@ impl Drop for Listener {
             let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+/// The directory a path's file is in.
+pub fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Refuses a directory in which somebody else could replace the socket: it must be ours or root's, and where others

@@ -3,6 +3,7 @@
 //! This module and `reactor` are the only places with `unsafe`.
 
 pub mod activation;
+pub mod calls;
 pub mod console;
 pub mod cpu;
 pub mod fds;
@@ -13,6 +14,7 @@ pub mod process;
 pub mod region;
 pub mod rlimit;
 pub mod rooted;
+pub mod sandbox;
 pub mod serial;
 pub mod signals;
 pub mod terminal;

@@ -20,7 +20,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr;
 use std::time::Duration;
 
-use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use io_uring::{IoUring, cqueue, opcode, register::Restriction, squeue, types};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{Shutdown, shutdown};
@@ -37,6 +37,7 @@ use crate::buf::{BufView, ChunkPool, Direction, Memory};
 use crate::limits::{
     REST_MS, SPARE_CHUNKS, SPARE_SENDS, TO_AGENT_BUFFERS, TO_AGENT_BUFFERS_INCREMENTAL, TO_CLIENT_BUFFERS,
 };
+use crate::os::calls::RING_FILES_UPDATE;
 
 /// Submission and completion entries of a shard's ring.
 const SUBMISSIONS: u32 = 1_024;
@@ -141,7 +142,30 @@ impl std::fmt::Debug for Ring {
     }
 }
 
-/// A ring as every shard has it.
+/// All that a shard's ring is ever asked for: operations, flags of theirs, and registrations.
+const OPERATIONS: [(u8, &str); 7] = [
+    (opcode::RecvMulti::CODE, "receive"),
+    (opcode::Send::CODE, "send"),
+    (opcode::SendMsg::CODE, "sendmsg"),
+    (opcode::PollAdd::CODE, "poll"),
+    (opcode::AsyncCancel::CODE, "cancel"),
+    (opcode::Read::CODE, "read"),
+    (opcode::Timeout::CODE, "timeout"),
+];
+const OPERATION_FLAGS: [squeue::Flags; 3] =
+    [squeue::Flags::FIXED_FILE, squeue::Flags::BUFFER_SELECT, squeue::Flags::SKIP_SUCCESS];
+
+/// Makes the ring refuse for good what is not listed above, and enables it for the calling thread.
+fn restrict_and_enable(ring: &IoUring) -> io::Result<()> {
+    let mut allowed: Vec<_> = OPERATIONS.iter().map(|&(code, _)| Restriction::sqe_op(code)).collect();
+    let flags: squeue::Flags = OPERATION_FLAGS.into_iter().collect();
+    allowed.push(Restriction::sqe_flags_allowed(flags.bits()));
+    allowed.push(Restriction::register_op(RING_FILES_UPDATE));
+    ring.submitter().register_restrictions(&mut allowed)?;
+    ring.submitter().register_enable_rings()
+}
+
+/// A ring as every shard has it, disabled until it has been restricted.
 fn build_ring() -> io::Result<IoUring> {
     IoUring::builder()
         .setup_single_issuer()
@@ -150,6 +174,7 @@ fn build_ring() -> io::Result<IoUring> {
         // With it an enter that does not wait runs the work that waits for it too.
         .setup_taskrun_flag()
         .setup_submit_all()
+        .setup_r_disabled()
         .setup_cqsize(COMPLETIONS)
         .dontfork()
         .build(SUBMISSIONS)
@@ -173,6 +198,7 @@ impl Reactor {
                 .map_err(explained)?,
             to_agent: BufGroup::register(&submitter, Direction::ToAgent, to_agent, incremental).map_err(explained)?,
         };
+        restrict_and_enable(&ring).map_err(explained)?;
         let mut reactor = Reactor {
             ring: Ring(ring),
             mem: Memory { leases, chunks: ChunkPool::default() },

@@ -5,7 +5,7 @@
 use std::fs;
 use std::io;
 
-use io_uring::{Probe, opcode};
+use io_uring::Probe;
 use nix::errno::Errno;
 
 use super::buf_pool::BufGroup;
@@ -81,15 +81,7 @@ pub fn probe() -> Result<Features, ProbeError> {
     let ring = super::build_ring().map_err(|error| explain(error, disabled_setting()))?;
     let mut probe = Probe::new();
     ring.submitter().register_probe(&mut probe).map_err(ProbeError::Other)?;
-    let needed = [
-        (opcode::RecvMulti::CODE, "receive"),
-        (opcode::Send::CODE, "send"),
-        (opcode::SendMsg::CODE, "sendmsg"),
-        (opcode::PollAdd::CODE, "poll"),
-        (opcode::AsyncCancel::CODE, "cancel"),
-        (opcode::Read::CODE, "read"),
-    ];
-    if let Some((_, name)) = needed.into_iter().find(|&(code, _)| !probe.is_supported(code)) {
+    if let Some((_, name)) = super::OPERATIONS.into_iter().find(|&(code, _)| !probe.is_supported(code)) {
         return Err(ProbeError::Operation(name));
     }
     let try_group = |incremental| BufGroup::register(&ring.submitter(), Direction::ToAgent, (4, 4096), incremental);
@@ -98,6 +90,7 @@ pub fn probe() -> Result<Features, ProbeError> {
     if !incremental_buffers {
         try_group(false).map_err(|error| explain(error, disabled_setting()))?;
     }
+    super::restrict_and_enable(&ring).map_err(|error| explain(error, disabled_setting()))?;
     drop(ring);
     Ok(Features { incremental_buffers })
 }

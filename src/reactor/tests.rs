@@ -8,11 +8,49 @@ fn what_the_kernel_did_not_take_leaves_in_a_later_turn() {
     // Completions of a socket that is not there are counted.
     let nobody = OpTag { kind: OpKind::Cancel, slot: 3, generation: 0 }.encode();
     let many = 3 * u64::from(SUBMISSIONS);
-    reactor.postponed.extend((0..many).map(|_| opcode::Nop::new().build().user_data(nobody)));
+    reactor.postponed.extend((0..many).map(|_| opcode::AsyncCancel::new(nobody).build().user_data(nobody)));
     while reactor.counters.stale < many {
         reactor.turn(false, &mut Vec::new()).unwrap();
     }
     assert!(reactor.postponed.is_empty());
+}
+
+/// What a shard's ring answers to an operation that reads no memory, or none but static memory.
+fn answer(ring: &mut IoUring, entry: squeue::Entry) -> i32 {
+    // SAFETY: what the entry points to is static.
+    unsafe { ring.submission().push(&entry) }.unwrap();
+    ring.submit_and_wait(1).unwrap();
+    ring.completion().next().unwrap().result()
+}
+
+#[test]
+fn operations_that_are_not_listed_are_refused() {
+    let mut ring = build_ring().unwrap();
+    assert_eq!(ring.submit().unwrap_err().raw_os_error(), Some(libc::EBADFD), "not enabled yet");
+    restrict_and_enable(&ring).unwrap();
+    let cancel = || opcode::AsyncCancel::new(1).build();
+    assert_eq!(answer(&mut ring, cancel()), -libc::ENOENT, "a listed one");
+    let (here, path) = (types::Fd(libc::AT_FDCWD), c"/".as_ptr());
+    let unlisted = [
+        opcode::Nop::new().build(),
+        opcode::OpenAt::new(here, path).flags(libc::O_PATH).build(),
+        opcode::Socket::new(libc::AF_INET, libc::SOCK_STREAM, 0).build(),
+        opcode::Connect::new(types::Fd(0), ptr::null(), 0).build(),
+        opcode::Accept::new(types::Fd(0), ptr::null_mut(), ptr::null_mut()).build(),
+        opcode::Write::new(types::Fd(0), ptr::null(), 0).build(),
+        opcode::UnlinkAt::new(here, path).build(),
+        opcode::Close::new(types::Fd(0)).build(),
+        cancel().flags(squeue::Flags::IO_DRAIN),
+    ];
+    for entry in unlisted {
+        let shown = format!("{entry:?}");
+        assert_eq!(answer(&mut ring, entry), -libc::EACCES, "{shown}");
+    }
+    let submitter = ring.submitter();
+    for refused in [submitter.register_personality().map(drop), submitter.register_files(&[0])] {
+        assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::EACCES));
+    }
+    assert!(restrict_and_enable(&ring).is_err(), "restrictions stay");
 }
 
 #[test]

@@ -24,6 +24,7 @@ pub use self::stats::ShardStats;
 use crate::buf::{BufView, Direction, Source};
 use crate::limits::{CHUNK_LEN, TRIM_TURNS};
 use crate::os::cpu::{self, ThreadClock};
+use crate::os::sandbox;
 use crate::reactor::{Event, Features, Reactor, SocketId, Waker};
 use crate::relay::{self, Effect, Gone, LinkId, Peer, Plane, Sent, SessionId, Tuning};
 use crate::wire::admin::ShardStatus;
@@ -42,6 +43,8 @@ pub struct ShardConfig {
     pub sockets: u32,
     /// What the kernel offers.
     pub features: Features,
+    /// Whether its thread gives up its capabilities once it has its ring.
+    pub drop_capabilities: bool,
 }
 
 /// A running shard, as the coordinator holds it.
@@ -110,8 +113,12 @@ impl Shard {
         if let Some(cpu) = config.cpu {
             cpu::pin(cpu).map_err(|error| io::Error::other(format!("pinning it to CPU {cpu}: {error}")))?;
         }
+        let reactor = Reactor::new(config.features, config.sockets, waker)?;
+        if config.drop_capabilities {
+            sandbox::drop_capabilities()?;
+        }
         Ok(Shard {
-            reactor: Reactor::new(config.features, config.sockets, waker)?,
+            reactor,
             plane: Plane::new(config.tuning),
             mailbox,
             stats,

@@ -35,7 +35,8 @@ struct Served {
 impl Served {
     fn new(clients: usize, protocol: Protocol) -> Served {
         let features = probe().expect("io_uring");
-        let config = ShardConfig { number: 0, cpu: None, tuning: TUNING, sockets: 1_024, features };
+        let config =
+            ShardConfig { number: 0, cpu: None, tuning: TUNING, sockets: 1_024, features, drop_capabilities: false };
         let shard = spawn(config, Arc::new(Notify::new())).expect("a shard");
         let (ours, agent) = pair();
         let post = |order| shard.mailbox.post(order).expect("room for orders");

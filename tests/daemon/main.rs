@@ -19,6 +19,7 @@ mod lives;
 mod messages;
 mod placement;
 mod reclaims;
+mod sandbox;
 mod scene;
 mod shims;
 mod starts;
