@@ -188,7 +188,6 @@ impl Reactor {
     pub fn new(features: Features, sockets: u32, waker: Waker) -> io::Result<Reactor> {
         let explained = |error| io::Error::other(probe::explain(error, disabled_setting()));
         let ring = build_ring().map_err(explained)?;
-        ring.submitter().register_ring_fd().map_err(explained)?;
         ring.submitter().register_files_sparse(sockets).map_err(explained)?;
         let incremental = features.incremental_buffers;
         let to_agent = if incremental { TO_AGENT_BUFFERS_INCREMENTAL } else { TO_AGENT_BUFFERS };
