@@ -8,6 +8,7 @@ mod backlog;
 mod channel;
 mod console;
 pub mod control;
+pub mod fuzzing;
 mod openers;
 mod placement;
 mod registry;

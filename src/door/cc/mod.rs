@@ -6,6 +6,7 @@
 
 mod commands;
 mod frames;
+pub mod fuzzing;
 mod messages;
 mod requests;
 
