@@ -284,7 +284,7 @@ impl World {
         let most = &inbox[..inbox.len().min(most)];
         let Some(view) = self.mem.leases.fill(direction, most) else {
             self.socket(at).inbox = inbox;
-            return self.plane.relieve(&mut self.mem);
+            return self.between_turns(Plane::relieve);
         };
         let socket = self.socket(at);
         socket.inbox = inbox[view.len as usize..].to_vec();

@@ -2,11 +2,13 @@
 //!
 //! The asymmetry to know: a frame is sent whole into its peer's inbox, and received from there in any pieces.
 
-use crate::relay::Gone;
+use crate::buf::Memory;
+use crate::relay::{Gone, Plane};
 use crate::wire::cc2::{self, Command, Kind, Stream};
 use crate::wire::fuzzing::Choices;
 use crate::wire::hyper::StreamSeq;
 
+use super::buffers::Buffers;
 use super::peers::{Agent, Client, Shim, Socket, hyper};
 use super::{At, PAYLOAD_MAX, World};
 
@@ -292,12 +294,20 @@ impl World {
         assert!(!self.socket(at).open, "{at:?} is gone and still there");
     }
 
+    /// What a shard does when nothing else happens.
+    pub(super) fn between_turns(&mut self, act: fn(&mut Plane, &mut Memory<Buffers>)) {
+        self.turn();
+        act(&mut self.plane, &mut self.mem);
+        self.carry_out();
+    }
+
     /// What the coordinator does: for sessions with a token, and for all.
     fn coordinate(&mut self, choices: &mut Choices) {
-        let what = choices.below(10);
+        let what = choices.below(11);
         match what {
-            0 => return self.plane.relieve(&mut self.mem),
-            1 => return self.plane.rest(&mut self.mem),
+            0 => return self.between_turns(Plane::relieve),
+            1 => return self.between_turns(Plane::rest),
+            10 => return self.between_turns(Plane::beat),
             2 => {
                 self.mem.chunks.trim();
                 let orphans = std::mem::take(&mut self.orphans);
