@@ -342,6 +342,7 @@ impl World {
             let is_held = matches!(at, At::Agent(index) if held.contains(&index));
             let socket = self.socket(at);
             assert!(socket.send.is_none(), "{at:?} is sent to for ever");
+            assert!(socket.torn.is_empty(), "{at:?} has a part of a frame");
             assert!(!socket.paused || socket.ended || is_held, "{at:?} is paused for ever");
         }
         let is_whole = |client: &&Client| client.socket.open && self.agents[client.agent].socket.open;
