@@ -27,6 +27,7 @@ mod accounts;
 mod command;
 mod control;
 mod conversation;
+pub mod fuzzing;
 mod guest;
 mod line;
 mod outlet;

@@ -50,13 +50,12 @@ impl ConfigFile {
     }
 }
 
-/// `file:line: key: what is wrong`, on one line.
+/// `file:line: key: what is wrong`.
 fn describe(path: &Path, text: &str, span: Option<Range<usize>>, message: &str) -> String {
     let before = span.and_then(|span| text.get(..span.start)).unwrap_or_default();
     let line = before.matches('\n').count();
     let key = text.lines().nth(line).and_then(key_of);
     let key = key.map(|key| format!("{key}: ")).unwrap_or_default();
-    let message = message.replace('\n', "; ");
     format!("{}:{}: {key}{message}", path.display(), line + 1)
 }
 

@@ -4,6 +4,7 @@
 //! and flags are one table ([`Settings`]), but a switch such as `no-pin` can be turned on by either and off by neither.
 
 mod file;
+pub mod fuzzing;
 mod value;
 
 use std::path::{Path, PathBuf};
@@ -151,9 +152,10 @@ struct Invalid {
     why: String,
 }
 
-/// Why there is no [`Config`]. The operator is at fault; the text says where and what to write instead.
+/// Why there is no [`Config`]. The operator is at fault; the text says where and what to write instead, on one line
+/// whatever the value it repeats.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
+#[error("{}", .0.replace('\n', "; "))]
 pub struct ConfigError(String);
 
 impl Config {

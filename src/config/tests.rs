@@ -76,6 +76,7 @@ fn the_file_s_errors_name_file_line_and_key() {
         ("shards = 2\nshards = 3\n", "ringway.toml:2: shards: duplicate key"),
         ("shards = ", "ringway.toml:1: shards: "),
         ("log = \"ringway=loud\"", "ringway.toml:1: log: 'ringway=loud'"),
+        ("log = \"ringway=loud\\nb\"", "ringway.toml:1: log: 'ringway=loud; b'"),
     ];
     for (text, expected) in cases {
         let error = from_file(text).unwrap_err().to_string();

@@ -10,6 +10,7 @@ mod books;
 mod channel;
 mod console;
 pub mod control;
+pub mod fuzzing;
 mod openers;
 mod placement;
 mod registry;

@@ -7,6 +7,7 @@
 
 pub mod events;
 pub mod frames;
+pub mod fuzzing;
 mod inspect;
 pub mod link;
 pub mod outbox;

@@ -55,6 +55,8 @@ fn agent_payload(json: &[u8]) {
     round_trip::<hyper::RemoveContainer>(json);
     round_trip::<hyper::WinSize>(json);
     round_trip::<hyper::FileCommand>(json);
+    round_trip::<hyper::ProcessEvent>(json);
+    round_trip::<hyper::Process>(json);
 }
 
 /// The stream channel: lengths are what the header says, headers encode to the bytes they came from.
@@ -120,6 +122,8 @@ fn responses(data: &[u8]) {
         let again = decode(&cc1::encode(&response)).pop().expect("what we write we can read");
         assert_eq!((again.success, &again.error), (response.success, &response.error));
         assert_eq!(again.data.is_some(), response.data.is_some());
+        let data = response.data.map(|data| data.to_string()).unwrap_or_default();
+        round_trip::<cc1::AllocateIoResult>(data.as_bytes());
     }
 }
 
@@ -191,20 +195,56 @@ fn round_trip<T: Serialize + DeserializeOwned + PartialEq + Debug>(json: &[u8]) 
     assert_eq!(serde_json::from_slice::<T>(&again).expect("what we write we can read"), value);
 }
 
+/// Choices of a fuzzer: its bytes, one after the other. When they are used up, the first possibility is chosen.
+#[derive(Debug)]
+pub struct Choices<'a>(&'a [u8]);
+
+impl<'a> Choices<'a> {
+    /// The choices that `data` makes.
+    pub fn new(data: &'a [u8]) -> Choices<'a> {
+        Choices(data)
+    }
+
+    /// The next byte; `None` when they are used up.
+    #[expect(clippy::should_implement_trait, reason = "nothing iterates over choices")]
+    pub fn next(&mut self) -> Option<u8> {
+        let (&first, rest) = self.0.split_first()?;
+        self.0 = rest;
+        Some(first)
+    }
+
+    /// A number below `end`; 0 when there is none.
+    pub fn below(&mut self, end: usize) -> usize {
+        usize::from(self.next().unwrap_or_default()).checked_rem(end).unwrap_or_default()
+    }
+
+    /// One of `values`, which are not empty.
+    pub fn pick<T: Copy>(&mut self, values: &[T]) -> T {
+        values[self.below(values.len())]
+    }
+
+    /// The next `len` bytes, or as many as there are.
+    pub fn take(&mut self, len: usize) -> &'a [u8] {
+        let (taken, rest) = self.0.split_at(len.min(self.0.len()));
+        self.0 = rest;
+        taken
+    }
+}
+
 fn contains(data: &[u8], text: &str) -> bool {
     data.windows(text.len()).any(|window| window == text.as_bytes())
 }
 
-fn whole(data: &[u8]) -> Vec<&[u8]> {
+pub(crate) fn whole(data: &[u8]) -> Vec<&[u8]> {
     vec![data]
 }
 
-fn bytes(data: &[u8]) -> Vec<&[u8]> {
+pub(crate) fn bytes(data: &[u8]) -> Vec<&[u8]> {
     data.chunks(1).collect()
 }
 
 /// Pieces whose lengths follow from the bytes themselves, empty ones among them.
-fn uneven(mut data: &[u8]) -> Vec<&[u8]> {
+pub(crate) fn uneven(mut data: &[u8]) -> Vec<&[u8]> {
     let mut pieces = vec![&data[..0]];
     while let Some(&first) = data.first() {
         let (piece, rest) = data.split_at(data.len().min(1 + usize::from(first % 16)));

@@ -7,21 +7,19 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use serde::Deserialize;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tracing::{debug, error, info, warn};
 
+use super::commands::{self, Ask, Asked, Said};
+use super::requests::Refusal;
 use super::{End, receive};
 use crate::coordinator::{Attendant, Backlog, Coordinator, Mover, RequestError, ShimLink, VmRef};
 use crate::limits::REFUSALS_LOGGED;
 use crate::os::fds::PeerCredentials;
 use crate::wire::DecodeError;
 use crate::wire::cc1::Hello;
-use crate::wire::cc2::{
-    self, AttachVm, Command, ConnectShim, Decoder, ErrorResponse, Frame, Header, Hyper, IoBase, Kind, LogEntry,
-    RegisterVm, Registered, Signal, Stream,
-};
+use crate::wire::cc2::{self, Command, Decoder, ErrorResponse, Frame, IoBase, Kind, LogEntry, RegisterVm, Registered};
 
 /// Serves a client whose first bytes are `bytes`, until it ends or is a shim.
 pub(super) async fn serve(stream: UnixStream, coordinator: Coordinator, peer: PeerCredentials, bytes: &[u8]) -> End {
@@ -84,17 +82,16 @@ impl Client {
     /// Serves a connection that is still here; returns when it has moved to a shard.
     async fn serve(&mut self, mut stream: UnixStream, mut decoder: Decoder) -> Result<(), End> {
         loop {
-            let Some(frame) = decoder.next_frame()? else {
-                look_ahead(&decoder)?;
+            let Some(frame) = commands::next_frame(&mut decoder)? else {
                 match receive(&stream, |bytes| decoder.push(bytes)).await? {
                     0 if decoder.rest().is_empty() => return Err(End::Closed),
                     0 => return Err(End::Truncated),
                     _ => continue,
                 }
             };
-            let Some(command) = self.read(&frame)? else { continue };
+            let Some((command, asked)) = self.read(&frame)? else { continue };
             // Boxed, because it is large and most clients are silent most of the time.
-            let reply = match Box::pin(self.obey(command, &frame.payload)).await {
+            let reply = match Box::pin(self.obey(asked)).await {
                 Ok(Outcome::Claim(token)) => {
                     let (client, reply) = (self.about.peer, success(command, &[]));
                     let mover = Mover { client, stream, unparsed: decoder.rest().to_vec(), reply };
@@ -123,8 +120,8 @@ impl Client {
     /// Serves what a shim has sent besides input.
     async fn serve_shim(mut self, shim: ShimLink, rest: Rc<Shim>) {
         while let Some(frame) = rest.messages.next() {
-            let command = match self.read(&frame) {
-                Ok(Some(command)) => command,
+            let (command, asked) = match self.read(&frame) {
+                Ok(Some(said)) => said,
                 Ok(None) => {
                     self.coordinator.answer(shim, Vec::new()).await;
                     continue;
@@ -132,7 +129,7 @@ impl Client {
                 // Counted and logged when its shard says that it has ended. What it sent behind it is nobody's.
                 Err(fault) => return self.coordinator.fault(shim, fault).await,
             };
-            let outcome = self.obey(command, &frame.payload).await;
+            let outcome = self.obey(asked).await;
             let is_release = matches!(outcome, Ok(Outcome::Release));
             let reply = self.reply(command, outcome);
             if is_release {
@@ -145,24 +142,17 @@ impl Client {
     }
 
     /// Sorts a frame: a command to obey, or something that needs no answer.
-    fn read(&self, frame: &Frame) -> Result<Option<Command>, DecodeError> {
-        match frame.kind {
-            Kind::Command(command) => Ok(Some(command)),
-            Kind::Stream(Stream::Log) => {
-                self.log(&frame.payload)?;
-                Ok(None)
-            }
-            Kind::Notification(opcode) => {
-                debug!(pid = self.about.peer.pid, opcode, "ignored a notification");
-                Ok(None)
-            }
-            kind => Err(out_of_place(kind)),
+    fn read(&self, frame: &Frame) -> Result<Option<(Command, Asked)>, DecodeError> {
+        match commands::read(frame, self.shim.is_some())? {
+            Said::Asked(command, asked) => return Ok(Some((command, asked))),
+            Said::Log(entry) => self.log(entry),
+            Said::News(opcode) => debug!(pid = self.about.peer.pid, opcode, "ignored a notification"),
         }
+        Ok(None)
     }
 
     /// Puts a client's log entry into ours.
-    fn log(&self, payload: &[u8]) -> Result<(), DecodeError> {
-        let entry: LogEntry = serde_json::from_slice(payload).map_err(|e| DecodeError::Json(e.to_string()))?;
+    fn log(&self, entry: LogEntry) {
         let LogEntry { source, container_id: container, level, msg } = entry;
         let (pid, msg) = (self.about.peer.pid, on_one_line(&msg));
         match level.as_str() {
@@ -171,35 +161,28 @@ impl Client {
             "info" => info!(pid, source, container, "{msg}"),
             _ => debug!(pid, source, container, "{msg}"),
         }
-        Ok(())
     }
 
-    async fn obey(&mut self, command: Command, payload: &[u8]) -> Result<Outcome, Refusal> {
-        match command {
-            Command::RegisterVm => self.register(parse(payload)?).await.map(Outcome::Done),
-            Command::UnregisterVm => {
-                let named: AttachVm = parse(payload)?;
+    async fn obey(&mut self, asked: Asked) -> Result<Outcome, Refusal> {
+        match asked? {
+            Ask::Register(asked) => self.register(asked).await.map(Outcome::Done),
+            Ask::Unregister(named) => {
                 self.coordinator.unregister(&named.container_id).await?;
                 self.about.vm = None;
                 Ok(Outcome::Done(Vec::new()))
             }
-            Command::AttachVm => {
-                let named: AttachVm = parse(payload)?;
+            Ask::Attach(named) => {
                 let vm = self.coordinator.attach(&named.container_id)?;
                 self.attached(vm, named.num_io_streams).await.map(Outcome::Done)
             }
-            Command::Hyper => {
-                let asked: Hyper = parse(payload)?;
+            Ask::Hyper(asked) => {
                 let vm = self.about.vm.as_ref().ok_or(RequestError::NotAttached)?;
                 Ok(Outcome::Done(self.coordinator.hyper_with_tokens(vm, asked).await?))
             }
-            Command::ConnectShim if self.shim.is_some() => Err(RequestError::AlreadyAShim.into()),
-            Command::ConnectShim => Ok(Outcome::Claim(parse::<ConnectShim>(payload)?.token)),
-            Command::DisconnectShim if self.shim.is_some() => Ok(Outcome::Release),
-            Command::DisconnectShim => Err(RequestError::NotAShim.into()),
-            Command::Signal => {
+            Ask::Connect(token) => Ok(Outcome::Claim(token)),
+            Ask::Disconnect => Ok(Outcome::Release),
+            Ask::Signal(signal) => {
                 let shim = self.shim.ok_or(RequestError::NotAShim)?;
-                let signal: Signal = parse(payload)?;
                 Ok(Outcome::After(self.coordinator.signal(shim, &signal).await?))
             }
         }
@@ -261,38 +244,6 @@ fn on_one_line(text: &str) -> String {
     line
 }
 
-/// Refuses a frame that may not be here as soon as its header is known: its payload may be long.
-fn look_ahead(decoder: &Decoder) -> Result<(), DecodeError> {
-    let Some((head, _)) = decoder.rest().split_first_chunk() else { return Ok(()) };
-    match Header::decode(*head)?.kind {
-        Kind::Command(_) | Kind::Notification(_) | Kind::Stream(Stream::Log) => Ok(()),
-        kind => Err(out_of_place(kind)),
-    }
-}
-
-/// What is wrong about a frame no client may send here.
-fn out_of_place(kind: Kind) -> DecodeError {
-    DecodeError::OutOfPlace(match kind {
-        Kind::Stream(Stream::Stdin) => "stdin before ConnectShim",
-        Kind::Stream(_) => "output of a process",
-        _ => "a response",
-    })
-}
-
 fn success(command: Command, payload: &[u8]) -> Vec<u8> {
     cc2::encode(Kind::Response { command, error: false }, payload)
-}
-
-/// What a client is told.
-struct Refusal(String);
-
-impl From<RequestError> for Refusal {
-    fn from(error: RequestError) -> Refusal {
-        Refusal(error.to_string())
-    }
-}
-
-/// Parses a command's payload.
-fn parse<T: for<'de> Deserialize<'de>>(payload: &[u8]) -> Result<T, Refusal> {
-    serde_json::from_slice(payload).map_err(|error| Refusal(format!("malformed payload: {error}")))
 }

@@ -6,15 +6,14 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use serde::Deserialize;
-use serde_json::value::RawValue;
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tracing::{debug, info};
 
+use super::requests::{Ask, Refusal, short};
 use super::{End, receive};
 use crate::coordinator::{Coordinator, RequestError, VmRef};
-use crate::limits::{CC1_MESSAGE_MAX, ECHO_MAX, REFUSALS_LOGGED};
+use crate::limits::{CC1_MESSAGE_MAX, REFUSALS_LOGGED};
 use crate::os::fds::{PeerCredentials, send_then_fd, send_with_fd};
 use crate::wire::cc1::{self, AllocateIo, ContainerRef, Decoder, FD_BYTE, Hello, Hyper, Request, Response};
 
@@ -77,52 +76,45 @@ impl Connection {
     }
 
     async fn answer(&mut self, request: &Request) -> Answer {
-        let data = request.data.as_deref();
-        let outcome = match request.id.as_str() {
-            "" => return (Response::fail("no 'id' field in request"), None),
-            "hello" => self.hello(data).await.map(|()| Response::version()),
-            "attach" => self.attach(data).map(|()| Response::version()),
-            "allocateIO" => match self.allocate_io(data).await {
+        let outcome = match Ask::of(request) {
+            Ok(Ask::Hello(hello)) => self.hello(&hello).await.map(|()| Response::version()),
+            Ok(Ask::Attach(named)) => self.attach(&named).map(|()| Response::version()),
+            Ok(Ask::AllocateIo(asked)) => match self.allocate_io(&asked).await {
                 Ok((base, fd)) => return (Response::io_base(base), Some(fd)),
                 Err(refusal) => Err(refusal),
             },
-            "hyper" => self.hyper(data).await.map(|()| Response::ok()),
-            "bye" => self.bye(data).await.map(|()| Response::ok()),
-            other => Err(Refusal(format!("no payload named '{}'", short(other)))),
+            Ok(Ask::Hyper(asked)) => self.hyper(asked).await.map(|()| Response::ok()),
+            Ok(Ask::Bye(named)) => self.bye(&named).await.map(|()| Response::ok()),
+            Err(refusal) => Err(refusal),
         };
         (outcome.unwrap_or_else(|Refusal(error)| Response::fail(error)), None)
     }
 
-    async fn hello(&mut self, data: Option<&RawValue>) -> Result<(), Refusal> {
-        let hello: Hello = payload("hello", data)?;
-        self.vm = Some(self.coordinator.hello(&hello, self.peer).await?);
+    async fn hello(&mut self, hello: &Hello) -> Result<(), Refusal> {
+        self.vm = Some(self.coordinator.hello(hello, self.peer).await?);
         Ok(())
     }
 
-    fn attach(&mut self, data: Option<&RawValue>) -> Result<(), Refusal> {
-        let named: ContainerRef = payload("attach", data)?;
-        self.vm = Some(self.coordinator.attach(short(&named.container_id))?);
+    fn attach(&mut self, named: &ContainerRef) -> Result<(), Refusal> {
+        self.vm = Some(self.coordinator.attach(&named.container_id)?);
         Ok(())
     }
 
-    async fn allocate_io(&mut self, data: Option<&RawValue>) -> Result<(u64, OwnedFd), Refusal> {
-        let asked: AllocateIo = payload("allocateIO", data)?;
+    async fn allocate_io(&mut self, asked: &AllocateIo) -> Result<(u64, OwnedFd), Refusal> {
         let vm = self.vm.as_ref().ok_or(RequestError::NotAttached)?;
         let (base, fd) = self.coordinator.allocate_io(vm, asked.n_streams).await?;
         Ok((base.0, fd))
     }
 
-    async fn hyper(&mut self, data: Option<&RawValue>) -> Result<(), Refusal> {
-        let asked: Hyper = payload("hyper", data)?;
+    async fn hyper(&mut self, asked: Hyper) -> Result<(), Refusal> {
         let vm = self.vm.as_ref().ok_or(RequestError::NotAttached)?;
         let payload = asked.data.map(|data| data.get().as_bytes().to_vec()).unwrap_or_default();
-        self.coordinator.hyper(vm, short(&asked.hyper_name), payload).await?;
+        self.coordinator.hyper(vm, &asked.hyper_name, payload).await?;
         Ok(())
     }
 
-    async fn bye(&mut self, data: Option<&RawValue>) -> Result<(), Refusal> {
-        let named: ContainerRef = payload("bye", data)?;
-        self.coordinator.bye(short(&named.container_id)).await?;
+    async fn bye(&mut self, named: &ContainerRef) -> Result<(), Refusal> {
+        self.coordinator.bye(&named.container_id).await?;
         if self.vm.as_ref().is_some_and(|vm| vm.id() == named.container_id) {
             self.vm = None;
         }
@@ -149,29 +141,7 @@ impl Connection {
     }
 }
 
-/// The beginning of a text a client chose, for the log and for answers that repeat it. No name of a VM or a command
-/// is as long as the bound, so one that was cut is none.
-fn short(text: &str) -> &str {
-    let end = (0..=ECHO_MAX.min(text.len())).rev().find(|&end| text.is_char_boundary(end));
-    &text[..end.unwrap_or_default()]
-}
-
 /// Whether a failed write means that nobody is there any more.
 fn is_left(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
-}
-
-/// What a client is told.
-struct Refusal(String);
-
-impl From<RequestError> for Refusal {
-    fn from(error: RequestError) -> Refusal {
-        Refusal(error.to_string())
-    }
-}
-
-/// Parses a request's payload. A missing one is an empty one: its members then are.
-fn payload<T: for<'de> Deserialize<'de> + Default>(name: &str, data: Option<&RawValue>) -> Result<T, Refusal> {
-    let Some(data) = data else { return Ok(T::default()) };
-    serde_json::from_str(data.get()).map_err(|error| Refusal(format!("malformed {name} command: {error}")))
 }

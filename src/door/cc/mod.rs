@@ -4,8 +4,11 @@
 //! below 128 KiB. A client that sends slowly, or does not read its responses, holds up its own task and nothing
 //! else. The asymmetry to know: a protocol 2 shim leaves this thread; everybody else stays.
 
+mod commands;
 mod frames;
+pub mod fuzzing;
 mod messages;
+mod requests;
 
 use std::io;
 use std::os::fd::AsFd;
