@@ -12,8 +12,9 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tracing::{debug, error, info, warn};
 
+use super::gate::Visitor;
 use super::{End, receive};
-use crate::coordinator::{Attendant, Backlog, Coordinator, Mover, RequestError, ShimLink, VmRef};
+use crate::coordinator::{Attendant, Backlog, Coordinator, Mover, Presence, RequestError, ShimLink, User, VmRef};
 use crate::limits::REFUSALS_LOGGED;
 use crate::os::fds::PeerCredentials;
 use crate::wire::DecodeError;
@@ -24,11 +25,12 @@ use crate::wire::cc2::{
 };
 
 /// Serves a client whose first bytes are `bytes`, until it ends or is a shim.
-pub(super) async fn serve(stream: UnixStream, coordinator: Coordinator, peer: PeerCredentials, bytes: &[u8]) -> End {
+pub(super) async fn serve(stream: UnixStream, coordinator: Coordinator, visitor: Visitor, bytes: &[u8]) -> End {
     let mut decoder = Decoder::default();
     decoder.push(bytes);
-    let about = About { peer, vm: None, refused: 0 };
-    match (Client { coordinator, about, shim: None }).serve(stream, decoder).await {
+    let Visitor { peer, presence } = visitor;
+    let about = About { peer, user: Rc::clone(presence.user()), vm: None, refused: 0 };
+    match (Client { coordinator, about, shim: None }).serve(stream, decoder, &presence).await {
         Ok(()) => End::Moved,
         Err(end) => end,
     }
@@ -50,6 +52,7 @@ enum Outcome {
 #[derive(Debug, Clone)]
 struct About {
     peer: PeerCredentials,
+    user: Rc<User>,
     vm: Option<VmRef>,
     /// Requests refused.
     refused: u32,
@@ -82,15 +85,16 @@ struct Client {
 
 impl Client {
     /// Serves a connection that is still here; returns when it has moved to a shard.
-    async fn serve(&mut self, mut stream: UnixStream, mut decoder: Decoder) -> Result<(), End> {
+    async fn serve(&mut self, mut stream: UnixStream, mut decoder: Decoder, presence: &Presence) -> Result<(), End> {
         loop {
             let Some(frame) = decoder.next_frame()? else {
                 look_ahead(&decoder)?;
                 match receive(&stream, |bytes| decoder.push(bytes)).await? {
                     0 if decoder.rest().is_empty() => return Err(End::Closed),
                     0 => return Err(End::Truncated),
-                    _ => continue,
+                    _ => presence.holds(decoder.rest().len())?,
                 }
+                continue;
             };
             let Some(command) = self.read(&frame)? else { continue };
             // Boxed, because it is large and most clients are silent most of the time.
@@ -110,7 +114,10 @@ impl Client {
                         }
                     }
                 }
-                other => self.reply(command, other),
+                other => {
+                    let outcome = other.and_then(|outcome| within_bounds(outcome, presence, decoder.rest().len()));
+                    self.reply(command, outcome)
+                }
             };
             match stream.write_all(&reply).await {
                 // It left without waiting for an answer; what it asked before that is still done.
@@ -218,7 +225,7 @@ impl Client {
     }
 
     async fn attached(&mut self, vm: VmRef, tokens: i64) -> Result<Vec<u8>, Refusal> {
-        let tokens = self.coordinator.tokens(&vm, tokens).await?;
+        let tokens = self.coordinator.tokens(&vm, tokens, &self.about.user).await?;
         self.about.vm = Some(vm);
         let registered = Registered { io: IoBase { url: self.coordinator.url(), tokens } };
         Ok(serde_json::to_vec(&registered).expect("plain data serializes"))
@@ -277,6 +284,17 @@ fn out_of_place(kind: Kind) -> DecodeError {
         Kind::Stream(_) => "output of a process",
         _ => "a response",
     })
+}
+
+/// An outcome whose response the user may hold, beside `unparsed` bytes of this connection's requests: an agent's
+/// answer may be long, and its client in no hurry to read it.
+fn within_bounds(outcome: Outcome, presence: &Presence, unparsed: usize) -> Result<Outcome, Refusal> {
+    let response = match &outcome {
+        Outcome::Done(payload) | Outcome::After(payload) => payload.len(),
+        Outcome::Claim(_) | Outcome::Release => 0,
+    };
+    presence.holds(unparsed + response).map_err(RequestError::from)?;
+    Ok(outcome)
 }
 
 fn success(command: Command, payload: &[u8]) -> Vec<u8> {
