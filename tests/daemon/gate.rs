@@ -17,7 +17,8 @@ const UID: &str = "64201";
 const GID: &str = "64202";
 const SUPPLEMENTARY: u32 = 64_203;
 
-fn can_be_somebody_else() -> bool {
+/// Whether this process can start others as somebody else.
+pub(crate) fn can_be_somebody_else() -> bool {
     let can = geteuid().is_root() && Command::new("setpriv").arg("--version").output().is_ok();
     if !can {
         println!("skipped: only root can be somebody else, and only with setpriv");

@@ -8,6 +8,7 @@ mod carried;
 mod client;
 mod cycles;
 mod exec;
+mod exhaustion;
 mod findings;
 mod framed;
 mod gate;
