@@ -34,6 +34,8 @@ pub struct Plane {
     pub(super) pinning_input: VecDeque<SessionId>,
     /// Sessions that may have come to where their shim must be given up.
     pub(super) stuck: Vec<SessionId>,
+    /// Shims that are not read for their agents' sake; some may be read again.
+    pub(super) held: Vec<SessionId>,
     pub(super) views: Vec<BufView>,
     pub(super) effects: Vec<Effect>,
     pub(super) totals: Totals,
@@ -58,6 +60,7 @@ impl Plane {
             pinning_output: VecDeque::new(),
             pinning_input: VecDeque::new(),
             stuck: Vec::new(),
+            held: Vec::new(),
             views: Vec::new(),
             effects: Vec::new(),
             totals: Totals::default(),
@@ -341,7 +344,7 @@ impl Plane {
             self.settle_pinned(mem, Direction::ToAgent);
         }
         self.arena.rest();
-        for list in [&mut self.dirty_clients, &mut self.dirty_inputs, &mut self.stuck] {
+        for list in [&mut self.dirty_clients, &mut self.dirty_inputs, &mut self.stuck, &mut self.held] {
             list.shrink_to_fit();
         }
         self.dirty_links.shrink_to_fit();

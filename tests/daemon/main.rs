@@ -15,6 +15,7 @@ mod gate;
 mod guest;
 mod harness;
 mod hello;
+mod hostile;
 mod idle;
 mod lifecycle;
 mod limits;

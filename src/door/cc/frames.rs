@@ -85,11 +85,26 @@ struct Client {
 
 impl Client {
     /// Serves a connection that is still here; returns when it has moved to a shard.
-    async fn serve(&mut self, mut stream: UnixStream, mut decoder: Decoder, presence: &Presence) -> Result<(), End> {
-        loop {
+    async fn serve(&mut self, stream: UnixStream, decoder: Decoder, presence: &Presence) -> Result<(), End> {
+        let mut held = Some(stream);
+        let end = self.converse(&mut held, decoder, presence).await;
+        if let Err(end) = &end {
+            end.linger().await;
+        }
+        end
+    }
+
+    /// Serves the connection that is held, until it moves.
+    async fn converse(
+        &mut self,
+        held: &mut Option<UnixStream>,
+        mut decoder: Decoder,
+        presence: &Presence,
+    ) -> Result<(), End> {
+        while let Some(stream) = held {
             let Some(frame) = decoder.next_frame()? else {
                 look_ahead(&decoder)?;
-                match receive(&stream, |bytes| decoder.push(bytes)).await? {
+                match receive(stream, |bytes| decoder.push(bytes)).await? {
                     0 if decoder.rest().is_empty() => return Err(End::Closed),
                     0 => return Err(End::Truncated),
                     _ => presence.holds(decoder.rest().len())?,
@@ -99,30 +114,44 @@ impl Client {
             let Some(command) = self.read(&frame)? else { continue };
             // Boxed, because it is large and most clients are silent most of the time.
             let reply = match Box::pin(self.obey(command, &frame.payload)).await {
-                Ok(Outcome::Claim(token)) => {
-                    let (client, reply) = (self.about.peer, success(command, &[]));
-                    let mover = Mover { client, stream, unparsed: decoder.rest().to_vec(), reply };
-                    let shim = Shim { about: RefCell::new(self.about.clone()), messages: Backlog::default() };
-                    match self.coordinator.connect_shim(&token, mover, Rc::new(shim)).await {
-                        Ok(()) => {
-                            self.coordinator.count(|counters| counters.requests_ok += 1);
-                            return Ok(());
-                        }
-                        Err((error, back)) => {
-                            stream = back;
-                            self.refuse(command, &error)
-                        }
-                    }
-                }
+                Ok(Outcome::Claim(token)) => match self.claim(command, &token, held, &decoder).await {
+                    Some(error) => self.refuse(command, &error),
+                    None => return Ok(()),
+                },
                 other => {
                     let outcome = other.and_then(|outcome| within_bounds(outcome, presence, decoder.rest().len()));
                     self.reply(command, outcome)
                 }
             };
+            let Some(stream) = held else { return Ok(()) };
             match stream.write_all(&reply).await {
                 // It left without waiting for an answer; what it asked before that is still done.
                 Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
                 written => written?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves the connection that is held to its token's shard. Where that fails it is held as before.
+    async fn claim(
+        &mut self,
+        command: Command,
+        token: &str,
+        held: &mut Option<UnixStream>,
+        decoder: &Decoder,
+    ) -> Option<RequestError> {
+        let (client, reply, unparsed) = (self.about.peer, success(command, &[]), decoder.rest().to_vec());
+        let mover = Mover { client, stream: held.take()?, unparsed, reply };
+        let shim = Shim { about: RefCell::new(self.about.clone()), messages: Backlog::default() };
+        match self.coordinator.connect_shim(token, mover, Rc::new(shim)).await {
+            Ok(()) => {
+                self.coordinator.count(|counters| counters.requests_ok += 1);
+                None
+            }
+            Err((error, back)) => {
+                *held = Some(back);
+                Some(error)
             }
         }
     }

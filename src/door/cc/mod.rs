@@ -22,11 +22,14 @@ pub use self::gate::{Allowed, Gate};
 use self::gate::Visitor;
 use super::sparing::Sparing;
 use crate::coordinator::{Coordinator, Excess};
+use crate::limits::FAULT_PAUSE_MS;
 use crate::os::fds::PeerCredentials;
 use crate::wire::DecodeError;
 
 /// Pause after a failed accept: out of descriptors is not cured by trying at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Pause before a connection closes that broke its protocol.
+const FAULT_PAUSE: Duration = Duration::from_millis(FAULT_PAUSE_MS);
 
 /// Accepts clients for ever, those that `gate` lets in, at most `clients` at once; more wait in the backlog. Shims do
 /// not count once they are on their shard, where sessions are bounded.
@@ -77,6 +80,15 @@ enum End {
     /// The socket failed.
     #[error("{0}")]
     Io(#[from] io::Error),
+}
+
+impl End {
+    /// Stays for a moment where the client is at fault; whoever calls it still has the socket.
+    async fn linger(&self) {
+        if matches!(self, End::Fault(_) | End::Excess(_)) {
+            tokio::time::sleep(FAULT_PAUSE).await;
+        }
+    }
 }
 
 async fn converse(
