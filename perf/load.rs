@@ -125,13 +125,16 @@ pub(crate) struct Plan {
 impl Plan {
     /// Gives this thread the least priority where the plan wants it.
     fn give_way(&self) -> Result<()> {
-        if self.gives_way {
-            let thread = nix::unistd::gettid().to_string();
-            let renice = Command::new("renice").args(["-n", "19", "-p", &thread]).stdout(Stdio::null()).status();
-            ensure!(renice.context("renice")?.success(), "renice could not make a thread give way");
-        }
-        Ok(())
+        if self.gives_way { give_way() } else { Ok(()) }
     }
+}
+
+/// Gives this thread the least priority.
+pub(crate) fn give_way() -> Result<()> {
+    let thread = nix::unistd::gettid().to_string();
+    let renice = Command::new("renice").args(["-n", "19", "-p", &thread]).stdout(Stdio::null()).status();
+    ensure!(renice.context("renice")?.success(), "renice could not make a thread give way");
+    Ok(())
 }
 
 /// One direction between two sides.

@@ -10,6 +10,7 @@ mod compare;
 mod daemons;
 mod echo;
 mod floor;
+mod hostile;
 mod load;
 mod machine;
 mod measure;

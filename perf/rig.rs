@@ -131,7 +131,7 @@ pub(crate) struct Rig {
     pub(crate) to_agent: Ends,
     /// Bytes of payload, and the round trips of them per second that saturate, once they have been measured.
     pub(crate) saturation: Option<(usize, f64)>,
-    _host: Option<Host>,
+    host: Option<Host>,
     _floor: Option<Floor>,
 }
 
@@ -213,7 +213,12 @@ impl Rig {
     ) -> Rig {
         let pattern = Pattern::new();
         let (to_client, to_agent) = (Ends::new(seqs.len()), Ends::new(seqs.len()));
-        Rig { subject, vms, clients, seqs, pattern, to_client, to_agent, saturation: None, _host: host, _floor: floor }
+        Rig { subject, vms, clients, seqs, pattern, to_client, to_agent, saturation: None, host, _floor: floor }
+    }
+
+    /// The daemon's socket, where there is one.
+    pub(crate) fn socket(&self) -> Option<PathBuf> {
+        self.host.as_ref().map(|host| host.daemon.socket.clone())
     }
 
     /// Sessions that have had no bytes yet in this direction.

@@ -35,6 +35,8 @@ pub(crate) enum Bound {
     TimesFloor(&'static str, f64),
     /// At least this part of another measure of the same samples.
     PartOf(&'static str, f64),
+    /// At most so many times another measure of the same samples.
+    TimesOf(&'static str, f64),
 }
 
 impl Bound {
@@ -49,6 +51,7 @@ impl Bound {
 
 const CPU: &str = "CPU ns/frame";
 const ANY: &[&str] = &[];
+const HOSTILE: &[&str] = &["15 x 1"];
 const THREE: &[&str] = &["1 x 1", "1 x 16", "16 x 16"];
 
 /// CPU time per frame: at most one `part`-th of the better peer's.
@@ -69,6 +72,16 @@ const fn out_copied(pin: &'static str, payload: usize, times: f64) -> Target {
 
 const fn echo(measure: &'static str, bound: Bound) -> Target {
     target("echo", ANY, None, measure, bound)
+}
+
+/// What is left of the others' rate beside a hostile peer.
+const fn hostile_rate(measure: &'static str) -> Target {
+    target("hostile", HOSTILE, None, measure, Bound::PartOf("trips/s", 0.8))
+}
+
+/// The others' latency beside a hostile peer.
+const fn hostile_p99(measure: &'static str) -> Target {
+    target("hostile", HOSTILE, None, measure, Bound::TimesOf("p99 µs", 3.0))
 }
 
 const fn target(
@@ -117,4 +130,31 @@ pub(crate) const TARGETS: &[Target] = &[
     target("density", ANY, None, "bytes/session", Bound::AtMost(2_048.0)),
     target("density", ANY, None, "sessions/s", Bound::TimesPeer(2.0)),
     target("slow", ANY, None, "MB/s", Bound::PartOf("MB/s without it", 0.9)),
+    hostile_rate("trips/s, guest floods"),
+    hostile_p99("p99 µs, guest floods"),
+    hostile_rate("trips/s, guest of many sequences"),
+    hostile_p99("p99 µs, guest of many sequences"),
+    hostile_rate("trips/s, guest never reads"),
+    hostile_p99("p99 µs, guest never reads"),
+    hostile_rate("trips/s, guest reads slowly"),
+    hostile_p99("p99 µs, guest reads slowly"),
+    hostile_rate("trips/s, guest sends garbage"),
+    hostile_p99("p99 µs, guest sends garbage"),
+    hostile_rate("trips/s, guest dies"),
+    hostile_p99("p99 µs, guest dies"),
+    hostile_rate("trips/s, client floods"),
+    hostile_p99("p99 µs, client floods"),
+    hostile_rate("trips/s, client of many sessions"),
+    hostile_p99("p99 µs, client of many sessions"),
+    hostile_rate("trips/s, client never reads"),
+    hostile_p99("p99 µs, client never reads"),
+    hostile_rate("trips/s, client reads slowly"),
+    hostile_p99("p99 µs, client reads slowly"),
+    hostile_rate("trips/s, client sends garbage"),
+    hostile_p99("p99 µs, client sends garbage"),
+    hostile_rate("trips/s, session sends garbage"),
+    hostile_p99("p99 µs, session sends garbage"),
+    hostile_rate("trips/s, client dies"),
+    hostile_p99("p99 µs, client dies"),
+    target("hostile", HOSTILE, None, "hello p99 µs, 64 hostile", Bound::TimesOf("hello p99 µs", 2.0)),
 ];

@@ -164,6 +164,7 @@ fn promise(target: &Target) -> String {
         Bound::TimesPeer(times) => format!("{measure} ≥ {} the better peer's", factor(times)),
         Bound::TimesFloor(floor, times) => format!("{measure} ≤ {} {floor}'s", factor(times)),
         Bound::PartOf(other, part) => format!("{measure} ≥ {} {other}", factor(part)),
+        Bound::TimesOf(other, times) => format!("{measure} ≤ {} {other}", factor(times)),
     }
 }
 
@@ -209,7 +210,7 @@ fn judge(report: &Report, target: &Target, case: (&str, usize), contestant: &str
             Some(measure) => apart(measure, &format!("of {floor}")),
             None => absent("no floor beside it"),
         },
-        Bound::PartOf(other, _) => match own.measure(other) {
+        Bound::PartOf(other, _) | Bound::TimesOf(other, _) => match own.measure(other) {
             Some(measure) => against(measure, "otherwise", Spread::of_pairs(value, measure)),
             None => absent("nothing beside it"),
         },
@@ -219,7 +220,9 @@ fn judge(report: &Report, target: &Target, case: (&str, usize), contestant: &str
 /// Whether a value, or a ratio where the bound is one, is good enough.
 fn fits(bound: Bound, value: f64) -> bool {
     match bound {
-        Bound::AtMost(most) | Bound::PartOfPeer(most) | Bound::TimesFloor(_, most) => value <= most,
+        Bound::AtMost(most) | Bound::PartOfPeer(most) | Bound::TimesFloor(_, most) | Bound::TimesOf(_, most) => {
+            value <= most
+        }
         Bound::BelowPeer => value < 1.0,
         Bound::TimesPeer(least) | Bound::PartOf(_, least) => value >= least,
     }
@@ -252,6 +255,7 @@ mod tests {
         assert!(fits(Bound::PartOfPeer(0.02), 0.02) && !fits(Bound::PartOfPeer(0.02), 0.021));
         assert!(fits(Bound::BelowPeer, 0.99) && !fits(Bound::BelowPeer, 1.0));
         assert!(fits(Bound::TimesPeer(2.0), 2.0) && !fits(Bound::TimesPeer(2.0), 1.9));
+        assert!(fits(Bound::TimesOf("a", 3.0), 3.0) && !fits(Bound::TimesOf("a", 3.0), 3.1));
         assert!(fits(Bound::PartOf("a", 0.9), 0.95) && !fits(Bound::PartOf("a", 0.9), 0.89));
     }
 }

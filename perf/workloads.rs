@@ -9,7 +9,7 @@ use crate::load::Plan;
 use crate::measure::{Observed, Subject, Window};
 use crate::report::{Better, Sample};
 use crate::rig::{Contestant, Direction, Rig, Shape};
-use crate::{churn, echo, neighbour};
+use crate::{churn, echo, hostile, neighbour};
 
 /// Bytes a session gets whose client reads nothing.
 const STUCK_BYTES: u64 = 1024 * 1024;
@@ -35,6 +35,8 @@ pub(crate) enum Workload {
     Slow,
     /// Round trips at a fixed, modest rate, alone and beside another VM that floods both ways: latency
     Neighbour,
+    /// Round trips beside one hostile guest or client of each kind, and hello beside hostile connections
+    Hostile,
     /// VMs with idle sessions: memory before and after traffic, descriptors, time to set up, CPU time at rest
     Density,
     /// VMs registered, pinged and unregistered, by one client and by eight at once
@@ -81,6 +83,7 @@ impl Workload {
             Workload::Storm => return vec![shape(16, 0)],
             Workload::Slow => return vec![shape(1, 2), shape(1, 16)],
             Workload::Neighbour => return neighbour::shapes(choice),
+            Workload::Hostile => vec![shape(15, 1)],
             Workload::Echo | Workload::EchoHalf => vec![shape(1, 1), shape(1, 16), shape(16, 16)],
             _ => vec![shape(1, 1), shape(1, 16), shape(16, 16), shape(64, 4)],
         };
@@ -99,6 +102,7 @@ impl Workload {
             Workload::InSingle => &[64, 1024, 4084, 10_228],
             Workload::Echo | Workload::EchoHalf | Workload::Neighbour => &[64, 4084],
             Workload::Slow => return vec![1024],
+            Workload::Hostile => return vec![64],
             Workload::Density | Workload::Control | Workload::Storm => return vec![0],
         };
         match &choice.payloads {
@@ -110,13 +114,16 @@ impl Workload {
 
     /// Who can take part.
     pub(crate) fn admits(self, contestant: &Contestant) -> bool {
-        matches!(contestant, Contestant::Daemon(_)) || (self.is_load() && self != Workload::Slow)
+        matches!(contestant, Contestant::Daemon(_))
+            || (self.is_load() && !matches!(self, Workload::Slow | Workload::Hostile))
     }
 
-    /// A contestant as it takes part: `neighbour` is about one shard.
+    /// A contestant as it takes part: `neighbour` and `hostile` are about one shard.
     pub(crate) fn variant_of(self, contestant: &Contestant) -> Contestant {
         match contestant {
-            Contestant::Daemon(spec) if self == Workload::Neighbour => Contestant::Daemon(spec.on_one_shard()),
+            Contestant::Daemon(spec) if matches!(self, Workload::Neighbour | Workload::Hostile) => {
+                Contestant::Daemon(spec.on_one_shard())
+            }
             other => other.clone(),
         }
     }
@@ -134,6 +141,7 @@ impl Workload {
             }
             Workload::Slow => return slow(rig, payload, window),
             Workload::Neighbour => return neighbour::run(rig, payload, window),
+            Workload::Hostile => return hostile::run(rig, payload, window),
             _ => self.transfer(rig, payload, window).map(|seen| of_frames(&seen, payload))?,
         };
         if choice.count && matches!(rig.subject, Subject::Process(_)) {

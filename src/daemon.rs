@@ -19,7 +19,8 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::config::{Config, Sandbox};
-use crate::coordinator::{Coordinator, Settings};
+use crate::coordinator::{Coordinator, Settings, UserLimits};
+use crate::door::cc::{Allowed, Gate};
 use crate::door::{admin, cc};
 use crate::limits::{CHUNK_LEN, DESCRIPTORS_RESERVED, SOCKETS_PER_SHARD};
 use crate::os::listener::{Listener, directory_of};
@@ -81,7 +82,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         let coordinator = Coordinator::new(settings(&config, &socket, sockets_max), shards, reports, usage);
         tokio::task::spawn_local(admin::answer(questions, coordinator.clone()));
         let listener = UnixListener::from_std(proxy).context("proxy socket")?;
-        serve(&config, coordinator, listener, owned).await
+        serve(&config, coordinator, listener, gate(&config, &socket), owned).await
     });
     drop(runtime);
     end(threads);
@@ -114,7 +115,21 @@ fn settings(config: &Config, socket: &Path, sockets_max: u32) -> Settings {
         shim_patience: config.shim_patience,
         control_message_max: config.control_message_max,
         sockets_max,
+        sessions_per_vm: config.max_sessions_per_vm,
+        commands_per_vm: config.max_commands_per_vm,
+        user: UserLimits {
+            clients: config.max_clients_per_user,
+            sessions: config.max_sessions_per_user,
+            bytes: config.user_buffer,
+        },
     }
+}
+
+/// Who may connect: the configuration's lists or, where there are none, whoever the socket's file says.
+fn gate(config: &Config, socket: &Path) -> Gate {
+    let (uids, gids) = (config.allow_uids.clone(), config.allow_gids.clone());
+    let is_listed = !uids.is_empty() || !gids.is_empty();
+    Gate::new(if is_listed { Allowed::Listed { uids, gids } } else { Allowed::AsFile(socket.to_owned()) })
 }
 
 fn start_shards(
@@ -208,11 +223,12 @@ async fn serve(
     config: &Config,
     coordinator: Coordinator,
     listener: UnixListener,
+    gate: Gate,
     owned: Option<Listener>,
 ) -> anyhow::Result<()> {
     let mut signals = Signals::new().context("signal handlers")?;
     Layers(config.sandbox).close("system calls", calls::close)?;
-    let door = tokio::task::spawn_local(cc::serve(listener, coordinator.clone(), config.max_clients));
+    let door = tokio::task::spawn_local(cc::serve(listener, coordinator.clone(), gate, config.max_clients));
     notify(&[sd_notify::NotifyState::Ready]);
     tokio::select! {
         name = signals.next() => info!(signal = name, "stopping: no new clients, flushing what they are owed"),

@@ -31,8 +31,12 @@ pub const CONTROL_REPLY_MAX: usize = 16 * 1024 * 1024;
 /// reading them gets beyond two messages; it is given up.
 pub const CONTROL_OUTGOING_MAX: usize = 1024 * 1024;
 
-/// Commands that may wait for one VM's control channel. Each client connection waits for at most one.
-pub const CONTROL_QUEUE_MAX: usize = 1_024;
+/// Commands that may wait for one VM's control channel (`--max-commands-per-vm`). Each client connection waits for at
+/// most one.
+pub const COMMANDS_PER_VM: usize = 1_024;
+
+/// The most `--max-commands-per-vm` may be raised to.
+pub const CONTROL_QUEUE_MAX: usize = 16_384;
 
 /// Longest stream frame accepted from an agent or a client, header included. A longer one breaks that channel.
 pub const STREAM_FRAME_MAX: u32 = 16 * 1024 * 1024;
@@ -102,8 +106,14 @@ pub const CONSOLE_LINE_MAX: usize = 1_024;
 /// Tokens one RegisterVM or AttachVM may ask for.
 pub const TOKENS_PER_REQUEST: i64 = 1_024;
 
-/// Sessions one VM may have.
+/// Sessions one VM may have, of both protocols (`--max-sessions-per-vm`).
 pub const SESSIONS_PER_VM: usize = 8_192;
+
+/// Sessions one user may have, on all VMs (`--max-sessions-per-user`).
+pub const SESSIONS_PER_USER: usize = 65_536;
+
+/// The most both may be raised to.
+pub const SESSIONS_CEILING: usize = 1 << 20;
 
 /// Bytes of owned memory all sessions of the daemon may hold together (`--total-buffer`).
 pub const TOTAL_BUFFER: usize = 1024 * 1024 * 1024;
@@ -150,6 +160,34 @@ pub const SHARDS_MAX: usize = 256;
 
 /// Client connections served at once (`--max-clients`); more wait in the listener's backlog.
 pub const CLIENTS_MAX: usize = 4_096;
+
+/// Part of `--max-clients` that is left to others by one user, unless `--max-clients-per-user` says how many he may
+/// have: an eighth.
+pub const CLIENTS_LEFT_TO_OTHERS: usize = 8;
+
+/// Connections that are turned away and told why, at once; more are closed without a word.
+pub const TURNED_AWAY_MAX: usize = 64;
+
+/// Bytes that one user's connections may hold in the daemon: requests that are not whole, and responses that are not
+/// read (`--user-buffer`).
+pub const USER_BUFFER: usize = 256 * 1024 * 1024;
+
+/// The least `--user-buffer` may be lowered to: one request and its response.
+pub const USER_BUFFER_FLOOR: usize = 2 * (CC1_MESSAGE_MAX + 1);
+
+/// Milliseconds a connection that broke its protocol stays before it closes, so that one that does it again and again
+/// costs little.
+pub const FAULT_PAUSE_MS: u64 = 50;
+
+/// Frames in one receive from an agent above which it is read piece by piece: nearly empty ones, a flood of which would
+/// take the turns of others.
+pub const FRAMES_PER_RECEIVE: u64 = 2_048;
+
+/// Lines in the log of each kind that peers can cause as often as they like, in [`PEER_LINES_SECS`]; more are counted.
+pub const PEER_LINES: u32 = 50;
+
+/// Seconds after which there may be [`PEER_LINES`] more.
+pub const PEER_LINES_SECS: u64 = 10;
 
 /// Bytes of a text a client chose that an answer or a line of the log repeats.
 pub const ECHO_MAX: usize = 512;
@@ -256,6 +294,9 @@ const _: () = assert!(SESSION_BUFFER_FLOOR <= SESSION_BUFFER);
 const _: () = assert!(AGENT_FRAME_FLOOR <= AGENT_FRAME_DEFAULT);
 const _: () = assert!(CONTROL_MESSAGE_FLOOR <= CONTROL_MESSAGE_MAX);
 const _: () = assert!(CLIENTS_MAX <= CLIENTS_CEILING);
+const _: () = assert!(COMMANDS_PER_VM <= CONTROL_QUEUE_MAX);
+const _: () = assert!(SESSIONS_PER_VM <= SESSIONS_CEILING && SESSIONS_PER_USER <= SESSIONS_CEILING);
+const _: () = assert!(USER_BUFFER_FLOOR <= USER_BUFFER);
 const _: () = assert!(COMMAND_DEADLINE_SECS <= SECONDS_MAX && STOP_TIMEOUT_SECS <= SECONDS_MAX);
 const _: () = assert!(TOKENS_PER_REQUEST.unsigned_abs() <= SESSIONS_PER_VM as u64);
 const _: () = assert!(SHIM_PATIENCE_SECS <= SECONDS_MAX);

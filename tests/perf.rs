@@ -40,6 +40,7 @@ fn the_harness_measures_reports_and_compares() {
         "echo-half",
         "slow",
         "neighbour",
+        "hostile",
         "density",
         "control",
         "storm",

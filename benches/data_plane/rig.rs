@@ -236,7 +236,7 @@ impl Rig {
                 Effect::WatchRoom(peer) => self.blocked.push(peer),
                 Effect::Pause(peer) => assert!(self.paused.insert(peer)),
                 Effect::Resume(peer) => assert!(self.paused.remove(&peer)),
-                Effect::Report(_) => {}
+                Effect::Report(_) | Effect::ReceiveLess(_) => {}
                 other => unreachable!("{other:?} of peers that do no wrong"),
             }
         }

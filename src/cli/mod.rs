@@ -36,7 +36,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the daemon
-    Serve(serve::Args),
+    Serve(Box<serve::Args>),
     /// Run the agent, the guest's side
     Agent(agent::Args),
     /// Run a command in a VM, with this terminal or these pipes as its own
@@ -98,7 +98,7 @@ impl Sockets {
 /// Parses the command line and does what it says.
 pub fn run() -> ExitCode {
     let (failed, outcome) = match Cli::parse().command {
-        Command::Serve(args) => (1, serve::run(args)),
+        Command::Serve(args) => (1, serve::run(*args)),
         Command::Agent(args) => (1, agent::run(args)),
         Command::Exec(args) => (exec::FAILED, exec::run(args)),
         Command::Shim(args) => (1, shim::run(args)),

@@ -80,6 +80,20 @@ pub struct Config {
     pub stop_timeout: Duration,
     /// Client connections served at once.
     pub max_clients: usize,
+    /// Of these, connections of one user.
+    pub max_clients_per_user: usize,
+    /// Sessions one user may have.
+    pub max_sessions_per_user: usize,
+    /// Sessions one VM may have.
+    pub max_sessions_per_vm: usize,
+    /// Commands that may wait for one VM.
+    pub max_commands_per_vm: usize,
+    /// Bytes one user's connections may hold.
+    pub user_buffer: usize,
+    /// Users who may connect.
+    pub allow_uids: Vec<u32>,
+    /// Groups whose members may connect. With no user and no group: the socket's owner and group.
+    pub allow_gids: Vec<u32>,
 }
 
 /// The table of settings: each field is a flag of `ringway serve` and a key of the file, of the same name.
@@ -141,6 +155,28 @@ pub struct Settings {
     /// Client connections served at once; more wait [default: 4096]
     #[arg(long, value_name = "N")]
     pub max_clients: Option<usize>,
+    /// Of these, connections of one user; more are refused [default: seven eighths of max-clients]
+    #[arg(long, value_name = "N")]
+    pub max_clients_per_user: Option<usize>,
+    /// Sessions one user may have on all VMs; more are refused [default: 65536]
+    #[arg(long, value_name = "N")]
+    pub max_sessions_per_user: Option<usize>,
+    /// Sessions one VM may have; more are refused [default: 8192]
+    #[arg(long, value_name = "N")]
+    pub max_sessions_per_vm: Option<usize>,
+    /// Commands that may wait for one VM; more are refused [default: 1024]
+    #[arg(long, value_name = "N")]
+    pub max_commands_per_vm: Option<usize>,
+    /// Bytes one user's connections may hold: unfinished requests, unread responses; more is refused [default: 256MiB]
+    #[arg(long, value_name = "BYTES")]
+    pub user_buffer: Option<Size>,
+    /// Let this user connect to the proxy socket; may be given several times. Root and the daemon's own user always
+    /// may [default: with no --allow-gid either, the socket's owner and the members of its group]
+    #[arg(long, value_name = "UID")]
+    pub allow_uid: Vec<u32>,
+    /// Let members of this group connect to the proxy socket; may be given several times [default: as for --allow-uid]
+    #[arg(long, value_name = "GID")]
+    pub allow_gid: Vec<u32>,
 }
 
 /// A setting with a value it cannot have.
@@ -195,6 +231,13 @@ impl Settings {
             shim_patience: self.shim_patience.or(below.shim_patience),
             stop_timeout: self.stop_timeout.or(below.stop_timeout),
             max_clients: self.max_clients.or(below.max_clients),
+            max_clients_per_user: self.max_clients_per_user.or(below.max_clients_per_user),
+            max_sessions_per_user: self.max_sessions_per_user.or(below.max_sessions_per_user),
+            max_sessions_per_vm: self.max_sessions_per_vm.or(below.max_sessions_per_vm),
+            max_commands_per_vm: self.max_commands_per_vm.or(below.max_commands_per_vm),
+            user_buffer: self.user_buffer.or(below.user_buffer),
+            allow_uid: if self.allow_uid.is_empty() { below.allow_uid } else { self.allow_uid },
+            allow_gid: if self.allow_gid.is_empty() { below.allow_gid } else { self.allow_gid },
         }
     }
 
@@ -218,7 +261,20 @@ impl Settings {
         check_range("shim-patience", self.shim_patience, (1, limits::SECONDS_MAX))?;
         check_range("stop-timeout", self.stop_timeout, (0, limits::SECONDS_MAX))?;
         check_range("max-clients", count(self.max_clients), (1, limits::CLIENTS_CEILING as u64))?;
+        self.check_shares()?;
         check_log(self.log.as_deref())
+    }
+
+    /// Checks what one user and one VM may have.
+    fn check_shares(&self) -> Result<(), Invalid> {
+        let count = |n: Option<usize>| n.map(|n| n as u64);
+        let sessions = (1, limits::SESSIONS_CEILING as u64);
+        let buffer = (limits::USER_BUFFER_FLOOR as u64, limits::TOTAL_BUFFER_CEILING as u64);
+        check_range("max-clients-per-user", count(self.max_clients_per_user), (1, limits::CLIENTS_CEILING as u64))?;
+        check_range("max-sessions-per-user", count(self.max_sessions_per_user), sessions)?;
+        check_range("max-sessions-per-vm", count(self.max_sessions_per_vm), sessions)?;
+        check_range("max-commands-per-vm", count(self.max_commands_per_vm), (1, limits::CONTROL_QUEUE_MAX as u64))?;
+        check_range("user-buffer", self.user_buffer.map(|size| size.0), buffer)
     }
 
     /// Fills in defaults and checks what values mean together.
@@ -243,6 +299,8 @@ impl Settings {
             );
             return Err(ConfigError(text));
         }
+        let max_clients = self.max_clients.unwrap_or(limits::CLIENTS_MAX);
+        let others = max_clients / limits::CLIENTS_LEFT_TO_OTHERS;
         Ok(Config {
             socket,
             admin_socket,
@@ -261,7 +319,14 @@ impl Settings {
             deadline: Duration::from_secs(self.deadline.unwrap_or(limits::COMMAND_DEADLINE_SECS)),
             shim_patience: Duration::from_secs(self.shim_patience.unwrap_or(limits::SHIM_PATIENCE_SECS)),
             stop_timeout: Duration::from_secs(self.stop_timeout.unwrap_or(limits::STOP_TIMEOUT_SECS)),
-            max_clients: self.max_clients.unwrap_or(limits::CLIENTS_MAX),
+            max_clients,
+            max_clients_per_user: self.max_clients_per_user.unwrap_or(max_clients - others),
+            max_sessions_per_user: self.max_sessions_per_user.unwrap_or(limits::SESSIONS_PER_USER),
+            max_sessions_per_vm: self.max_sessions_per_vm.unwrap_or(limits::SESSIONS_PER_VM),
+            max_commands_per_vm: self.max_commands_per_vm.unwrap_or(limits::COMMANDS_PER_VM),
+            user_buffer: bytes(self.user_buffer, limits::USER_BUFFER),
+            allow_uids: self.allow_uid,
+            allow_gids: self.allow_gid,
         })
     }
 }

@@ -31,7 +31,12 @@ fn defaults_are_the_limits() {
     assert_eq!((config.session_buffer, config.total_buffer), (limits::SESSION_BUFFER, limits::TOTAL_BUFFER));
     assert_eq!((config.deadline, config.stop_timeout), (Duration::from_secs(30), Duration::from_secs(5)));
     assert_eq!(config.shim_patience, Duration::from_secs(30));
-    assert_eq!(config.max_clients, limits::CLIENTS_MAX);
+    assert_eq!((config.max_clients, config.max_clients_per_user), (limits::CLIENTS_MAX, 3_584));
+    assert_eq!(config.max_sessions_per_user, limits::SESSIONS_PER_USER);
+    assert_eq!(config.max_sessions_per_vm, limits::SESSIONS_PER_VM);
+    assert_eq!(config.max_commands_per_vm, limits::COMMANDS_PER_VM);
+    assert_eq!(config.user_buffer, limits::USER_BUFFER);
+    assert!(config.allow_uids.is_empty() && config.allow_gids.is_empty());
     assert!(config.pin && config.shards >= 1 && config.cpus.is_empty() && config.vm_dirs.is_empty());
     assert_eq!((config.log.as_str(), config.log_format), ("info", LogFormat::Text));
     assert_eq!(config.sandbox, Sandbox::On);

@@ -20,7 +20,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use tracing::{debug, warn};
 
 use super::control::{Action, CommandError, Control, Ticket};
-use crate::limits::{CONTROL_OUTGOING_MAX, CONTROL_QUEUE_MAX, CONTROL_REPLY_MAX, READY_PATIENCE_MS};
+use crate::limits::{CONTROL_OUTGOING_MAX, CONTROL_REPLY_MAX, READY_PATIENCE_MS};
 use crate::wire::hyper::{Code, Message, MessageDecoder};
 
 /// How a command ended.
@@ -95,14 +95,15 @@ impl Drop for ControlHandle {
 
 impl ControlHandle {
     /// Sends a command and waits for its answer, until `deadline` at the latest. It lets go of the channel before it
-    /// waits, so that a command in flight does not keep alive what bye or a lost VM ends.
-    pub(super) async fn command(self, code: Code, payload: Vec<u8>, deadline: Instant) -> Answer {
+    /// waits, so that a command in flight does not keep alive what bye or a lost VM ends. It is refused when `most`
+    /// wait already.
+    pub(super) async fn command(self, code: Code, payload: Vec<u8>, deadline: Instant, most: usize) -> Answer {
         let gone = || Err(CommandError::Gone("the VM's control channel has ended".to_owned()));
         if self.0.ended.get() {
             return gone();
         }
-        if self.0.commands.borrow().len() >= CONTROL_QUEUE_MAX {
-            return Err(CommandError::Full);
+        if self.0.commands.borrow().len() + self.0.control.borrow().queued() >= most {
+            return Err(CommandError::Full(most));
         }
         let (reply, answer) = oneshot::channel();
         self.0.commands.borrow_mut().push_back(Command { code, payload, deadline, reply });
@@ -440,7 +441,7 @@ mod tests {
         let (mut channel, handle, _agent) = channel();
         let other = handle.clone();
         let deadline = Instant::now() + Duration::from_secs(60);
-        let command = tokio::join!(other.command(Code::Ping, Vec::new(), deadline), async {
+        let command = tokio::join!(other.command(Code::Ping, Vec::new(), deadline, 1), async {
             drop(handle);
             channel.run(|_| false).await
         });

@@ -39,8 +39,8 @@ pub enum CommandError {
         after: Duration,
     },
     /// Too many wait already.
-    #[error("too many commands wait for this VM ({CONTROL_QUEUE_MAX})")]
-    Full,
+    #[error("{0} commands wait for this VM, the most that may (--max-commands-per-vm)")]
+    Full(usize),
     /// The channel ended.
     #[error("{0}")]
     Gone(String),
@@ -121,7 +121,7 @@ impl Control {
     /// Submits a command. It is answered once, by `deadline` at the latest.
     pub fn submit(&mut self, ticket: Ticket, code: Code, payload: &[u8], now: Instant, deadline: Instant) {
         if self.queue.len() >= CONTROL_QUEUE_MAX {
-            return self.actions.push(Action::Answer(ticket, Err(CommandError::Full)));
+            return self.actions.push(Action::Answer(ticket, Err(CommandError::Full(CONTROL_QUEUE_MAX))));
         }
         let bytes = Message::new(code, payload).encode();
         self.queue.push_back(Pending { ticket, code, bytes, since: now, deadline });
@@ -418,7 +418,7 @@ mod tests {
         }
         control.take_actions();
         control.submit(9_999, Code::Ping, b"", Duration::ZERO, SECOND);
-        assert_eq!(control.take_actions(), [Action::Answer(9_999, Err(CommandError::Full))]);
+        assert_eq!(control.take_actions(), [Action::Answer(9_999, Err(CommandError::Full(CONTROL_QUEUE_MAX)))]);
         assert_eq!(control.queued(), CONTROL_QUEUE_MAX);
     }
 }

@@ -16,6 +16,7 @@ mod placement;
 mod registry;
 mod shims;
 mod tokens;
+mod users;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -36,11 +37,13 @@ use tracing::{debug, info, warn};
 pub use self::backlog::Backlog;
 pub use self::registry::{RequestError, VmRef};
 pub use self::shims::{Attendant, Mover, ShimLink};
+pub use self::users::{Excess, Presence, User, UserLimits};
 
 use self::channel::Channel;
 use self::openers::{Opened, Openers};
 use self::registry::{Registry, VmState};
 use self::tokens::Tokens;
+use self::users::Users;
 use crate::limits::{AGENT_EVENTS_MAX, OPENINGS_MAX};
 use crate::os::fds::{self, PeerCredentials};
 use crate::os::guest_socket::PathError;
@@ -75,6 +78,12 @@ pub struct Settings {
     pub control_message_max: usize,
     /// Sockets one shard can serve.
     pub sockets_max: u32,
+    /// Sessions one VM may have.
+    pub sessions_per_vm: usize,
+    /// Commands that may wait for one VM.
+    pub commands_per_vm: usize,
+    /// What one user may have.
+    pub user: UserLimits,
 }
 
 #[derive(Debug)]
@@ -88,6 +97,9 @@ struct Inner {
     awaited: Notify,
     registry: RefCell<Registry>,
     tokens: RefCell<Tokens>,
+    users: Users,
+    /// Whose sessions are, by their first sequences.
+    owners: RefCell<HashMap<u64, Rc<User>>>,
     /// Who waits for the end of a VM's stream channel, by the VM's number.
     closing: RefCell<HashMap<u64, oneshot::Sender<()>>>,
     counters: Cell<Counters>,
@@ -112,6 +124,8 @@ impl Coordinator {
         let coordinator = Coordinator(Rc::new(Inner {
             registry: RefCell::new(Registry::new(shards.len(), settings.sockets_max)),
             tokens: RefCell::default(),
+            users: Users::new(settings.user),
+            owners: RefCell::default(),
             unwoken: vec![Cell::default(); shards.len()],
             posted: Notify::new(),
             awaited: Notify::new(),
@@ -144,6 +158,14 @@ impl Coordinator {
     /// A client connected (`1`), or left or became a shim (`-1`).
     pub fn client_count(&self, change: i64) {
         self.0.clients.set(self.0.clients.get().saturating_add_signed(change));
+    }
+
+    /// A connection of a user came.
+    ///
+    /// # Errors
+    /// He has as many as he may have.
+    pub fn arrive(&self, uid: u32) -> Result<Presence, Excess> {
+        self.0.users.of(uid).connect()
     }
 
     /// Registers a VM: connects to both its sockets and waits until its agent is up.
@@ -277,7 +299,7 @@ impl Coordinator {
     ) -> Result<[oneshot::Receiver<Opened>; N], RequestError> {
         let path = paths.first().map_or_else(String::new, |&path| path.to_owned());
         let late = |_| RequestError::Connect { id: vm.id.to_string(), path, why: OPENING_LATE.to_owned() };
-        timeout_at(deadline, self.0.openers.open(paths, client.uid)).await.map_err(late)?.map_err(out_of)
+        timeout_at(deadline, self.0.openers.open(paths, client.uid)).await.map_err(late)?.map_err(no_thread)
     }
 
     /// Finds a VM by name.
@@ -292,7 +314,12 @@ impl Coordinator {
     ///
     /// # Errors
     /// What the client is told.
-    pub async fn allocate_io(&self, vm: &VmRef, streams: i64) -> Result<(StreamSeq, OwnedFd), RequestError> {
+    pub async fn allocate_io(
+        &self,
+        vm: &VmRef,
+        streams: i64,
+        user: &Rc<User>,
+    ) -> Result<(StreamSeq, OwnedFd), RequestError> {
         let streams = match streams {
             1 => 1,
             2 => 2,
@@ -303,9 +330,13 @@ impl Coordinator {
         }
         let (shard, base) = {
             let mut registry = self.0.registry.borrow_mut();
-            let shard = registry.usable(vm)?.shard;
+            let shard = registry.usable(vm)?.room_for(1, vm, self.0.settings.sessions_per_vm)?.shard;
             let base = registry.sequences(streams)?;
             registry.take_socket(shard)?;
+            if let Err(excess) = user.take_sessions(1) {
+                registry.give_socket(shard);
+                return Err(excess.into());
+            }
             registry.usable(vm)?.sessions += 1;
             (shard, base)
         };
@@ -313,8 +344,10 @@ impl Coordinator {
             let mut registry = self.0.registry.borrow_mut();
             registry.give_socket(shard);
             registry.end_session(vm.key, false);
+            user.give_sessions(1);
             out_of(error)
         })?;
+        self.0.owners.borrow_mut().insert(base.0, Rc::clone(user));
         self.count(|counters| counters.sessions_opened += 1);
         self.post(shard, Order::OpenSession { vm: vm.key, base, streams, fd: ours }).await;
         debug!(vm = vm.id(), session = base.0, streams, "session allocated");
@@ -334,7 +367,7 @@ impl Coordinator {
         let control = self.0.registry.borrow_mut().usable(vm)?.control.clone();
         let control = control.ok_or_else(|| RequestError::Unknown(vm.id.to_string()))?;
         let deadline = Instant::now() + self.0.settings.deadline;
-        let answer = control.command(code, payload, deadline).await;
+        let answer = control.command(code, payload, deadline, self.0.settings.commands_per_vm).await;
         if let Err(error @ (control::CommandError::Overdue { .. } | control::CommandError::NoTurn { .. })) = &answer {
             self.count(|counters| counters.commands_overdue += 1);
             warn!(vm = vm.id(), %error, "the agent does not answer");
@@ -656,11 +689,21 @@ fn out_of(error: io::Error) -> RequestError {
     RequestError::Resources(hint(&error))
 }
 
+/// A thread could not be started, for which the kernel has one error whatever the limit.
+fn no_thread(error: io::Error) -> RequestError {
+    if error.kind() == io::ErrorKind::WouldBlock {
+        let limits = "RLIMIT_NPROC, the service's TasksMax=, or memory";
+        return RequestError::Resources(format!("no thread left to open a VM's sockets ({limits})"));
+    }
+    out_of(error)
+}
+
 /// Names the limit behind a failed system call, where there is one.
 fn hint(error: &io::Error) -> String {
     match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EMFILE) => "no descriptor left in the daemon (RLIMIT_NOFILE)".to_owned(),
         Some(Errno::ENFILE) => "no descriptor left on the host (fs.file-max)".to_owned(),
+        Some(Errno::ENOMEM | Errno::ENOBUFS) => "no memory left (the service's MemoryMax=, or the host's)".to_owned(),
         _ => error.to_string(),
     }
 }

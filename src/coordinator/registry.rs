@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::channel::ControlHandle;
 use super::placement::Placement;
+use super::users::Excess;
 use crate::limits::{SEQ_END, SEQ_EPOCH_SECS, SEQ_PER_MILLI, SOCKETS_SLACK, VM_ID_MAX, VMS_MAX};
 use crate::wire::hyper::StreamSeq;
 
@@ -44,6 +45,14 @@ pub(super) struct Vm {
     pub(super) sessions: usize,
     /// The agent's API version, once asked.
     pub(super) api: Option<u32>,
+}
+
+impl Vm {
+    /// The VM, if so many more sessions are no more than it may have.
+    pub(super) fn room_for(&mut self, more: usize, vm: &VmRef, most: usize) -> Result<&mut Vm, Excess> {
+        let sum = self.sessions.saturating_add(self.tokens).saturating_add(more);
+        if sum <= most { Ok(self) } else { Err(Excess::OfVm { id: vm.id.to_string(), most }) }
+    }
 }
 
 /// Which VM a client is attached to.
@@ -130,6 +139,9 @@ pub enum RequestError {
     /// The counter is used up.
     #[error("no stream sequences left: restart the daemon")]
     NoSequences,
+    /// Over what a user or a VM may have.
+    #[error("{0}")]
+    Excess(#[from] Excess),
     /// Out of something; names it.
     #[error("out of resources: {0}")]
     Resources(String),

@@ -13,8 +13,9 @@ use tracing::{debug, info, warn};
 
 use super::registry::{RequestError, VmRef, VmState};
 use super::tokens::{Progress, Target, TokenEntry};
+use super::users::User;
 use super::{Coordinator, out_of};
-use crate::limits::{SESSIONS_PER_VM, TOKENS_PER_REQUEST};
+use crate::limits::TOKENS_PER_REQUEST;
 use crate::os::fds::PeerCredentials;
 use crate::relay::{self, Gone};
 use crate::shard::{Order, TokenOrder};
@@ -72,33 +73,36 @@ impl Coordinator {
     ///
     /// # Errors
     /// What the client is told.
-    pub async fn tokens(&self, vm: &VmRef, count: i64) -> Result<Option<Vec<String>>, RequestError> {
-        let mut made = Vec::new();
-        {
+    pub async fn tokens(&self, vm: &VmRef, count: i64, user: &Rc<User>) -> Result<Option<Vec<String>>, RequestError> {
+        Coordinator::check_tokens(count)?;
+        let count = usize::try_from(count).unwrap_or_default();
+        let mut made = Vec::with_capacity(count);
+        let shard = {
             let mut registry = self.0.registry.borrow_mut();
             let mut tokens = self.0.tokens.borrow_mut();
-            let (shard, had) = registry.usable(vm).map(|vm| (vm.shard, vm.tokens))?;
-            let room = i64::try_from(SESSIONS_PER_VM.saturating_sub(had)).unwrap_or(i64::MAX);
-            let most = room.min(TOKENS_PER_REQUEST);
-            if !(0..=most).contains(&count) {
-                return Err(RequestError::Tokens { asked: count, most });
-            }
+            let shard = registry.usable(vm)?.room_for(count, vm, self.0.settings.sessions_per_vm)?.shard;
             for _ in 0..count {
                 let mut token = random_token()?;
                 while tokens.is_taken(token) {
                     token = random_token()?;
                 }
-                let base = registry.sequences(2)?;
-                tokens.add(token, base, vm.key, shard);
-                made.push((shard, base, token));
+                made.push((registry.sequences(2)?, token));
             }
-            registry.usable(vm)?.tokens += made.len();
-        }
-        self.count(|counters| counters.sessions_opened += made.len() as u64);
-        for &(shard, base, _) in &made {
+            // The last thing that can fail: from here on they are all there.
+            user.take_sessions(count)?;
+            let mut owners = self.0.owners.borrow_mut();
+            for &(base, token) in &made {
+                tokens.add(token, base, vm.key, shard);
+                owners.insert(base.0, Rc::clone(user));
+            }
+            registry.usable(vm)?.tokens += count;
+            shard
+        };
+        self.count(|counters| counters.sessions_opened += count as u64);
+        for &(base, _) in &made {
             self.post(shard, Order::OpenToken { vm: vm.key, base }).await;
         }
-        let texts: Vec<String> = made.iter().map(|(_, _, token)| token.to_string()).collect();
+        let texts: Vec<String> = made.iter().map(|(_, token)| token.to_string()).collect();
         Ok((!texts.is_empty()).then_some(texts))
     }
 
@@ -486,6 +490,9 @@ impl Coordinator {
 
     /// A VM's session has ended: its token, if it had one, is nobody's any more. Whether it had a socket.
     pub(super) async fn forget_session(&self, key: u64, base: StreamSeq) -> bool {
+        if let Some(owner) = self.0.owners.borrow_mut().remove(&base.0) {
+            owner.give_sessions(1);
+        }
         let entry = self.0.tokens.borrow_mut().remove(base);
         let had_socket = entry.as_ref().is_none_or(|entry| entry.claim.is_some());
         self.0.registry.borrow_mut().end_session(key, entry.is_some());

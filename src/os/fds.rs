@@ -35,6 +35,35 @@ pub fn peer_credentials(socket: BorrowedFd<'_>) -> io::Result<PeerCredentials> {
     Ok(PeerCredentials { pid: cred.pid(), uid: cred.uid(), gid: cred.gid() })
 }
 
+/// Reads the supplementary groups of the process that connected, as of its connect (SO_PEERGROUPS).
+///
+/// # Errors
+/// The kernel's, for a descriptor that is no Unix socket.
+pub fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
+    let mut groups = Vec::<libc::gid_t>::new();
+    loop {
+        let bytes = size_of::<libc::gid_t>() * groups.capacity();
+        let mut len = libc::socklen_t::try_from(bytes).map_err(io::Error::other)?;
+        // SAFETY: `groups` owns room for `len` bytes until the call returns, and the kernel writes no more than that.
+        let outcome = unsafe {
+            let (fd, room) = (socket.as_raw_fd(), groups.as_mut_ptr().cast());
+            libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_PEERGROUPS, room, &raw mut len)
+        };
+        let count = len as usize / size_of::<libc::gid_t>();
+        match Errno::result(outcome) {
+            Ok(_) => {
+                // SAFETY: the kernel has written `len` bytes, which are within the room it was given, and any bytes
+                // are a group's number.
+                unsafe { groups.set_len(count) };
+                return Ok(groups);
+            }
+            // It says how much room they need.
+            Err(Errno::ERANGE) if count > groups.capacity() => groups.reserve(count),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
 /// Makes a connected pair of blocking stream sockets: ours, whose sends the kernel takes whole up to 32 KiB, and
 /// the client's.
 ///
@@ -186,5 +215,16 @@ mod tests {
         let mut read = Vec::new();
         theirs.read_to_end(&mut read).unwrap();
         assert_eq!(read.len(), sent, "our end was not passed on, so this ends");
+    }
+
+    #[test]
+    fn the_groups_of_a_peer_are_this_process_s_own() {
+        let (ours, _theirs) = session_pair().unwrap();
+        let mut groups = peer_groups(ours.as_fd()).unwrap();
+        let mut own: Vec<u32> = nix::unistd::getgroups().unwrap().into_iter().map(nix::unistd::Gid::as_raw).collect();
+        groups.sort_unstable();
+        own.sort_unstable();
+        assert_eq!(groups, own);
+        assert!(peer_groups(std::fs::File::open("/dev/null").unwrap().as_fd()).is_err());
     }
 }

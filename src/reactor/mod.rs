@@ -46,7 +46,7 @@ const COMPLETIONS: u32 = 8_192;
 /// What a watch for room is for. Errors and hang-ups are always reported.
 const POLL_ROOM: u32 = libc::POLLOUT.unsigned_abs() as u32;
 
-/// A client read piece by piece: the bytes of a piece, and how few of them say that it does not send much any more.
+/// A peer read piece by piece: the bytes of a piece, and how few of them say that it does not send much any more.
 const PIECE_MOST: u32 = 32 * 1024;
 const PIECE_LEAST: usize = 4 * 1024;
 
@@ -235,6 +235,16 @@ impl Reactor {
             Receive::Off => self.receive_is_due(id),
             Receive::Stopping { .. } => socket.receive = Receive::Stopping { again: true },
             Receive::Due | Receive::Armed | Receive::Starved => {}
+        }
+    }
+
+    /// Receives piece by piece, one in each turn, for as long as the socket's peer sends much.
+    pub fn receive_less(&mut self, id: SocketId) {
+        let Some(socket) = self.sockets.get(id) else { return };
+        let is_new = !std::mem::replace(&mut socket.piecewise, true);
+        if is_new && socket.receive == Receive::Armed {
+            socket.receive = Receive::Stopping { again: true };
+            self.cancel(id, OpKind::Receive);
         }
     }
 

@@ -88,6 +88,8 @@ pub enum Effect {
     Pause(Peer),
     /// Receive from it again.
     Resume(Peer),
+    /// Receive from it piece by piece, for as long as it sends much.
+    ReceiveLess(Peer),
     /// The client will send no more: report when it closes altogether.
     WatchClose(SessionId),
     /// Close the socket and forget the peer. Nothing may be reported of it any more.

@@ -79,6 +79,11 @@ impl Link {
         self.budget = next.clamp(AGENT_SEND_LEAST, AGENT_SEND_MAX);
     }
 
+    /// Whole frames its agent has sent, wanted or not.
+    pub(super) fn frames(&self) -> u64 {
+        self.flow_to_client.frames + self.skipped
+    }
+
     pub(super) fn new(vm: u64) -> Link {
         Link {
             vm,

@@ -10,7 +10,7 @@ use super::link::{Current, What};
 use super::plane::{Plane, after_send};
 use super::shim::Role;
 use crate::buf::{BufView, Leases, Memory};
-use crate::limits::COPY_MAX;
+use crate::limits::{COPY_MAX, FRAMES_PER_RECEIVE};
 use crate::wire::admin::Flow;
 use crate::wire::hyper::{FrameHeader, SEQ_LEN};
 
@@ -20,6 +20,16 @@ const SHORT_FRAME: u32 = COPY_MAX as u32;
 
 impl Plane {
     pub(super) fn agent_received<L: Leases>(&mut self, mem: &mut Memory<L>, id: LinkId, view: BufView) {
+        let before = self.links[id.0 as usize].frames();
+        self.take_frames(mem, id, view);
+        // It may have ended meanwhile.
+        let frames = self.links.get(id.0 as usize).map_or(0, |link| link.frames().saturating_sub(before));
+        if frames > FRAMES_PER_RECEIVE {
+            self.effects.push(Effect::ReceiveLess(Peer::Agent(id)));
+        }
+    }
+
+    fn take_frames<L: Leases>(&mut self, mem: &mut Memory<L>, id: LinkId, view: BufView) {
         let mut rest = view;
         loop {
             rest = rest.skip(self.short_to_clients(mem, id, rest));
@@ -98,6 +108,23 @@ impl Plane {
         session
     }
 
+    /// Skips the whole frame at the front of `rest`, which nobody wants, and those that follow it and nobody wants
+    /// either. Returns the number of bytes.
+    fn skip_strays<L: Leases>(&mut self, mem: &Memory<L>, id: LinkId, first: FrameHeader, rest: BufView) -> u32 {
+        let (link, bytes) = (&mut self.links[id.0 as usize], mem.bytes(rest));
+        let (mut len, mut more) = (first.len, 0);
+        while let Some((head, _)) = bytes[len as usize..].split_first_chunk()
+            && let Ok(next) = FrameHeader::decode(*head, rest.len - len)
+            && self.route_cache.find(id, next.seq, &link.routes).is_none()
+        {
+            len += next.len;
+            more += 1;
+        }
+        link.skipped += more;
+        self.totals.skipped += more;
+        len
+    }
+
     /// Counts frames for a session, and looks at it at the end of the turn.
     fn count_output(&mut self, id: LinkId, session: SessionId, run: FrameRun) {
         let flow = Flow { frames: run.frames, bytes: u64::from(run.bytes) };
@@ -125,7 +152,7 @@ impl Plane {
         header: FrameHeader,
         rest: BufView,
     ) -> u32 {
-        let Some(session) = self.route(id, header) else { return header.len };
+        let Some(session) = self.route(id, header) else { return self.skip_strays(mem, id, header, rest) };
         let owner = &mut self.sessions[session.0 as usize];
         let role = owner.role(header);
         let run = match role {

@@ -407,6 +407,9 @@ impl Shard {
                     }
                 }
                 Effect::Pause(peer) => self.socket(peer).into_iter().for_each(|socket| self.reactor.pause(socket)),
+                Effect::ReceiveLess(peer) => {
+                    self.socket(peer).into_iter().for_each(|socket| self.reactor.receive_less(socket));
+                }
                 Effect::Resume(peer) => self.socket(peer).into_iter().for_each(|socket| self.reactor.resume(socket)),
                 Effect::WatchRoom(peer) => {
                     self.socket(peer).into_iter().for_each(|socket| self.reactor.watch_room(socket));

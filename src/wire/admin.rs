@@ -53,6 +53,9 @@ pub struct Counters {
     pub clients_accepted: u64,
     /// Client connections ended for breaking the protocol.
     pub clients_faulty: u64,
+    /// Client connections turned away: of somebody who may not connect, or over a user's limit.
+    #[serde(default)]
+    pub clients_refused: u64,
     /// Requests answered with success.
     pub requests_ok: u64,
     /// Requests answered with an error.

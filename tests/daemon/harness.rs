@@ -66,9 +66,11 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    /// Starts one with two shards that float, and these flags, and waits until it answers.
+    /// Starts one with these flags, with two shards unless they say how many, which float, and waits until it
+    /// answers.
     pub(crate) fn start(flags: &[&str]) -> Daemon {
-        Daemon::start_with(|_| ringway(&[&["serve", "--shards", "2", "--no-pin"], flags].concat()))
+        let shards: &[&str] = if flags.contains(&"--shards") { &[] } else { &["--shards", "2"] };
+        Daemon::start_with(|_| ringway(&[&["serve", "--no-pin"], shards, flags].concat()))
     }
 
     /// Starts what `command` makes for a directory, and waits until it answers.

@@ -10,8 +10,8 @@ use std::process::Stdio;
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use super::client::{Client, frame, patient, pattern};
-use super::guest::{Guest, Ports};
+use super::client::{Client, patient, pattern};
+use super::guest::Guest;
 use super::harness::{Daemon, PATIENCE, ringway, ringway_after, until};
 use super::scene::Scene;
 
@@ -262,67 +262,4 @@ fn configuration_errors_name_file_line_and_key() {
     let missing = dir.path().join("missing.toml");
     let said = refuses_to_start(ringway(&["serve", "--config", missing.to_str().unwrap()]));
     assert!(said.contains(&format!("cannot read {}", missing.display())), "{said}");
-}
-
-/// A daemon that may open few descriptors, and one VM with one session on it.
-fn poor(limit: u32) -> (Daemon, Client, Guest, super::client::Session) {
-    let daemon = Daemon::start_with(|_| ringway_after(&format!("ulimit -n {limit};"), &SERVE));
-    let mut client = daemon.client();
-    let guest = Guest::boot(&daemon, &mut client, "first");
-    let session = client.allocate(1);
-    (daemon, client, guest, session)
-}
-
-#[test]
-fn out_of_descriptors_new_sessions_are_refused_and_running_ones_go_on() {
-    let (daemon, mut client, mut guest, mut session) = poor(64);
-    let ports = Ports::open(&daemon, "late");
-    let mut more = Vec::new();
-    let error = until("a refusal", || {
-        client.send("allocateIO", &json!({ "nStreams": 1 }));
-        match client.response() {
-            Ok(_) => {
-                let fd = ringway::os::fds::recv_with_fd(std::os::fd::AsFd::as_fd(&client.socket)).unwrap().1;
-                more.push(fd);
-                None
-            }
-            Err(error) => Some(error),
-        }
-    });
-    assert!(error.contains("RLIMIT_NOFILE"), "{error}");
-    assert!(more.len() > 5, "{} sessions before that", more.len());
-    // hello needs descriptors too, and says what it lacks.
-    ports.send_hello(&mut client, "late");
-    let error = client.response().unwrap_err();
-    assert!(error.contains("RLIMIT_NOFILE"), "{error}");
-    for n in 0..20_u8 {
-        guest.send(session.base, &[n; 100]);
-        session.expect(&[n; 100]);
-        session.send(&[n; 50]);
-        assert_eq!(guest.take_frame().1, [n; 50]);
-    }
-    guest.obeys(&mut client, "ping");
-    // Every session that was promised is there: each carries bytes.
-    let mut promised: Vec<_> = more.into_iter().map(|fd| patient(fd.into())).collect();
-    for (n, socket) in promised.iter_mut().enumerate() {
-        let base = session.base + 1 + n as u64;
-        std::io::Write::write_all(socket, &frame(base, b"here")).unwrap();
-        assert_eq!(guest.take_frame(), (base, b"here".to_vec()));
-    }
-    // Some room again, and work is taken again.
-    drop(promised);
-    until("room", || client.ask("allocateIO", &json!({ "nStreams": 1 })).ok());
-}
-
-#[test]
-fn out_of_descriptors_new_clients_wait_and_running_ones_are_served() {
-    let (daemon, mut client, mut guest, _session) = poor(64);
-    let mut waiting: Vec<Client> = (0..80).map(|_| daemon.client()).collect();
-    daemon.logged(&["WARN", "cannot accept a client"]);
-    guest.obeys(&mut client, "ping");
-    let mut last = waiting.pop().unwrap();
-    last.send("attach", &json!({ "containerId": "first" }));
-    drop(waiting);
-    assert_eq!(last.response(), Ok(json!({ "version": 1 })));
-    guest.obeys(&mut last, "ping");
 }

@@ -155,7 +155,9 @@ impl Line {
             Ok(said) => assert_eq!(*said, payload, "the answer to another command"),
             Err(CommandError::Refused(said)) => assert_eq!(said.as_bytes(), payload, "the refusal of another command"),
             Err(CommandError::Overdue { .. } | CommandError::NoTurn { .. }) => assert!(deadline <= self.now),
-            Err(CommandError::Full) => assert_eq!(self.control.queued(), CONTROL_QUEUE_MAX),
+            Err(CommandError::Full(most)) => {
+                assert_eq!((self.control.queued(), *most), (CONTROL_QUEUE_MAX, CONTROL_QUEUE_MAX))
+            }
             Err(CommandError::Gone(_)) => panic!("the channel has not ended"),
         }
     }

@@ -21,6 +21,8 @@ impl World {
             Effect::Send { .. } => unreachable!("sends are made by flush"),
             Effect::Pause(peer) => self.pause(self.at(peer)),
             Effect::Resume(peer) => self.resume(self.at(peer)),
+            // How much comes at once is random anyway.
+            Effect::ReceiveLess(_) => {}
             Effect::WatchRoom(peer) => {
                 let at = self.at(peer);
                 let socket = self.socket(at);

@@ -36,9 +36,10 @@ type ShardNumber = (&'static str, &'static str, fn(&ShardStatus) -> u64);
 /// A number of a shard that has a direction: name, help, to clients, to agents.
 type DirectedNumber = (&'static str, &'static str, fn(&ShardStatus) -> (u64, u64));
 
-const DAEMON_COUNTERS: [DaemonNumber; 10] = [
+const DAEMON_COUNTERS: [DaemonNumber; 11] = [
     ("clients_accepted", "Client connections accepted", |s| s.counters.clients_accepted),
     ("clients_faulty", "Client connections ended for breaking the protocol", |s| s.counters.clients_faulty),
+    ("clients_refused", "Client connections turned away", |s| s.counters.clients_refused),
     ("requests_ok", "Requests answered with success", |s| s.counters.requests_ok),
     ("requests_failed", "Requests answered with an error", |s| s.counters.requests_failed),
     ("vms_added", "VMs registered", |s| s.counters.vms_added),

@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -25,6 +25,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
+use super::sparing::Sparing;
 use crate::coordinator::Coordinator;
 use crate::limits::ADMIN_CLIENTS_MAX;
 use crate::os::fds::peer_credentials;
@@ -75,10 +76,11 @@ pub fn spawn(listener: std::os::unix::net::UnixListener) -> io::Result<mpsc::Rec
 
 async fn serve(listener: UnixListener, asking: mpsc::Sender<Question>) {
     let places = Arc::new(Semaphore::new(ADMIN_CLIENTS_MAX));
+    let refusals = Sparing::default();
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         match listener.accept().await {
-            Ok((stream, _)) if is_allowed(&stream) => {
+            Ok((stream, _)) if is_allowed(&stream, &refusals) => {
                 let asking = asking.clone();
                 tokio::task::spawn_local(async move {
                     converse(stream, asking).await;
@@ -95,11 +97,11 @@ async fn serve(listener: UnixListener, asking: mpsc::Sender<Question>) {
 }
 
 /// The owner and root may; the socket's mode says so too, but a mode can be changed by accident.
-fn is_allowed(stream: &UnixStream) -> bool {
+fn is_allowed(stream: &UnixStream, refusals: &Sparing) -> bool {
     let Ok(peer) = peer_credentials(stream.as_fd()) else { return false };
     let allowed = peer.uid == 0 || peer.uid == nix::unistd::getuid().as_raw();
-    if !allowed {
-        warn!(pid = peer.pid, uid = peer.uid, "admin client refused: neither the daemon's owner nor root");
+    if !allowed && let Some(unsaid) = refusals.may_say(Instant::now()) {
+        warn!(pid = peer.pid, uid = peer.uid, unsaid, "admin client refused: neither the daemon's owner nor root");
     }
     allowed
 }

@@ -12,9 +12,10 @@ use tokio::net::UnixStream;
 use tracing::{debug, error, info, warn};
 
 use super::commands::{self, Ask, Asked, Said};
+use super::gate::Visitor;
 use super::requests::Refusal;
 use super::{End, receive};
-use crate::coordinator::{Attendant, Backlog, Coordinator, Mover, RequestError, ShimLink, VmRef};
+use crate::coordinator::{Attendant, Backlog, Coordinator, Mover, Presence, RequestError, ShimLink, User, VmRef};
 use crate::limits::REFUSALS_LOGGED;
 use crate::os::fds::PeerCredentials;
 use crate::wire::DecodeError;
@@ -22,11 +23,12 @@ use crate::wire::cc1::Hello;
 use crate::wire::cc2::{self, Command, Decoder, ErrorResponse, Frame, IoBase, Kind, LogEntry, RegisterVm, Registered};
 
 /// Serves a client whose first bytes are `bytes`, until it ends or is a shim.
-pub(super) async fn serve(stream: UnixStream, coordinator: Coordinator, peer: PeerCredentials, bytes: &[u8]) -> End {
+pub(super) async fn serve(stream: UnixStream, coordinator: Coordinator, visitor: Visitor, bytes: &[u8]) -> End {
     let mut decoder = Decoder::default();
     decoder.push(bytes);
-    let about = About { peer, vm: None, refused: 0 };
-    match (Client { coordinator, about, shim: None }).serve(stream, decoder).await {
+    let Visitor { peer, presence } = visitor;
+    let about = About { peer, user: Rc::clone(presence.user()), vm: None, refused: 0 };
+    match (Client { coordinator, about, shim: None }).serve(stream, decoder, &presence).await {
         Ok(()) => End::Moved,
         Err(end) => end,
     }
@@ -48,6 +50,7 @@ enum Outcome {
 #[derive(Debug, Clone)]
 struct About {
     peer: PeerCredentials,
+    user: Rc<User>,
     vm: Option<VmRef>,
     /// Requests refused.
     refused: u32,
@@ -80,39 +83,72 @@ struct Client {
 
 impl Client {
     /// Serves a connection that is still here; returns when it has moved to a shard.
-    async fn serve(&mut self, mut stream: UnixStream, mut decoder: Decoder) -> Result<(), End> {
-        loop {
+    async fn serve(&mut self, stream: UnixStream, decoder: Decoder, presence: &Presence) -> Result<(), End> {
+        let mut held = Some(stream);
+        let end = self.converse(&mut held, decoder, presence).await;
+        if let Err(end) = &end {
+            end.linger().await;
+        }
+        end
+    }
+
+    /// Serves the connection that is held, until it moves.
+    async fn converse(
+        &mut self,
+        held: &mut Option<UnixStream>,
+        mut decoder: Decoder,
+        presence: &Presence,
+    ) -> Result<(), End> {
+        while let Some(stream) = held {
             let Some(frame) = commands::next_frame(&mut decoder)? else {
-                match receive(&stream, |bytes| decoder.push(bytes)).await? {
+                match receive(stream, |bytes| decoder.push(bytes)).await? {
                     0 if decoder.rest().is_empty() => return Err(End::Closed),
                     0 => return Err(End::Truncated),
-                    _ => continue,
+                    _ => presence.holds(decoder.rest().len())?,
                 }
+                continue;
             };
             let Some((command, asked)) = self.read(&frame)? else { continue };
             // Boxed, because it is large and most clients are silent most of the time.
             let reply = match Box::pin(self.obey(asked)).await {
-                Ok(Outcome::Claim(token)) => {
-                    let (client, reply) = (self.about.peer, success(command, &[]));
-                    let mover = Mover { client, stream, unparsed: decoder.rest().to_vec(), reply };
-                    let shim = Shim { about: RefCell::new(self.about.clone()), messages: Backlog::default() };
-                    match self.coordinator.connect_shim(&token, mover, Rc::new(shim)).await {
-                        Ok(()) => {
-                            self.coordinator.count(|counters| counters.requests_ok += 1);
-                            return Ok(());
-                        }
-                        Err((error, back)) => {
-                            stream = back;
-                            self.refuse(command, &error)
-                        }
-                    }
+                Ok(Outcome::Claim(token)) => match self.claim(command, &token, held, &decoder).await {
+                    Some(error) => self.refuse(command, &error),
+                    None => return Ok(()),
+                },
+                other => {
+                    let outcome = other.and_then(|outcome| within_bounds(outcome, presence, decoder.rest().len()));
+                    self.reply(command, outcome)
                 }
-                other => self.reply(command, other),
             };
+            let Some(stream) = held else { return Ok(()) };
             match stream.write_all(&reply).await {
                 // It left without waiting for an answer; what it asked before that is still done.
                 Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
                 written => written?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves the connection that is held to its token's shard. Where that fails it is held as before.
+    async fn claim(
+        &mut self,
+        command: Command,
+        token: &str,
+        held: &mut Option<UnixStream>,
+        decoder: &Decoder,
+    ) -> Option<RequestError> {
+        let (client, reply, unparsed) = (self.about.peer, success(command, &[]), decoder.rest().to_vec());
+        let mover = Mover { client, stream: held.take()?, unparsed, reply };
+        let shim = Shim { about: RefCell::new(self.about.clone()), messages: Backlog::default() };
+        match self.coordinator.connect_shim(token, mover, Rc::new(shim)).await {
+            Ok(()) => {
+                self.coordinator.count(|counters| counters.requests_ok += 1);
+                None
+            }
+            Err((error, back)) => {
+                *held = Some(back);
+                Some(error)
             }
         }
     }
@@ -201,7 +237,7 @@ impl Client {
     }
 
     async fn attached(&mut self, vm: VmRef, tokens: i64) -> Result<Vec<u8>, Refusal> {
-        let tokens = self.coordinator.tokens(&vm, tokens).await?;
+        let tokens = self.coordinator.tokens(&vm, tokens, &self.about.user).await?;
         self.about.vm = Some(vm);
         let registered = Registered { io: IoBase { url: self.coordinator.url(), tokens } };
         Ok(serde_json::to_vec(&registered).expect("plain data serializes"))
@@ -242,6 +278,17 @@ fn on_one_line(text: &str) -> String {
         if c.is_control() { line.extend(c.escape_default()) } else { line.push(c) }
     }
     line
+}
+
+/// An outcome whose response the user may hold, beside `unparsed` bytes of this connection's requests: an agent's
+/// answer may be long, and its client in no hurry to read it.
+fn within_bounds(outcome: Outcome, presence: &Presence, unparsed: usize) -> Result<Outcome, Refusal> {
+    let response = match &outcome {
+        Outcome::Done(payload) | Outcome::After(payload) => payload.len(),
+        Outcome::Claim(_) | Outcome::Release => 0,
+    };
+    presence.holds(unparsed + response).map_err(RequestError::from)?;
+    Ok(outcome)
 }
 
 fn success(command: Command, payload: &[u8]) -> Vec<u8> {

@@ -10,18 +10,22 @@ use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tracing::{debug, info};
 
+use super::gate::Visitor;
 use super::requests::{Ask, Refusal, short};
 use super::{End, receive};
 use crate::coordinator::{Coordinator, RequestError, VmRef};
 use crate::limits::{CC1_MESSAGE_MAX, REFUSALS_LOGGED};
-use crate::os::fds::{PeerCredentials, send_then_fd, send_with_fd};
+use crate::os::fds::{send_then_fd, send_with_fd};
 use crate::wire::cc1::{self, AllocateIo, ContainerRef, Decoder, FD_BYTE, Hello, Hyper, Request, Response};
 
 /// Serves a client whose first bytes are `bytes`, to its end.
-pub(super) async fn serve(stream: UnixStream, coordinator: Coordinator, peer: PeerCredentials, bytes: &[u8]) -> End {
+pub(super) async fn serve(stream: UnixStream, coordinator: Coordinator, visitor: Visitor, bytes: &[u8]) -> End {
     let mut decoder = Decoder::new(CC1_MESSAGE_MAX);
     decoder.push(bytes);
-    Connection { stream, coordinator, peer, vm: None, has_left: false, refused: 0 }.run(decoder).await
+    let mut connection = Connection { stream, coordinator, visitor, vm: None, has_left: false, refused: 0 };
+    let end = connection.run(decoder).await;
+    end.linger().await;
+    end
 }
 
 /// One client.
@@ -29,7 +33,7 @@ pub(super) async fn serve(stream: UnixStream, coordinator: Coordinator, peer: Pe
 struct Connection {
     stream: UnixStream,
     coordinator: Coordinator,
-    peer: PeerCredentials,
+    visitor: Visitor,
     vm: Option<VmRef>,
     /// It left without waiting for an answer; what it asked before that is still done.
     has_left: bool,
@@ -48,7 +52,14 @@ impl Connection {
                 Ok(None) => match receive(&self.stream, |bytes| decoder.push(bytes)).await {
                     Ok(0) if decoder.pending() == 0 => return End::Closed,
                     Ok(0) => return End::Truncated,
-                    Ok(_) => continue,
+                    Ok(_) => match self.visitor.presence.holds(decoder.pending()) {
+                        Ok(()) => continue,
+                        Err(excess) => {
+                            // It has sent no whole request, and is answered all the same: it is told why it ends.
+                            let _ = self.respond(&Response::fail(excess.to_string()), None).await;
+                            return excess.into();
+                        }
+                    },
                     Err(error) => return error.into(),
                 },
                 Err(fault) => return fault.into(),
@@ -63,8 +74,8 @@ impl Connection {
                 let (request, error) = (short(&request.id), short(&response.error));
                 self.refused = self.refused.saturating_add(1);
                 match self.refused {
-                    ..=REFUSALS_LOGGED => info!(pid = self.peer.pid, request, error, "request refused"),
-                    _ => debug!(pid = self.peer.pid, request, error, "request refused"),
+                    ..=REFUSALS_LOGGED => info!(pid = self.visitor.peer.pid, request, error, "request refused"),
+                    _ => debug!(pid = self.visitor.peer.pid, request, error, "request refused"),
                 }
             }
             match self.respond(&response, fd).await {
@@ -91,7 +102,7 @@ impl Connection {
     }
 
     async fn hello(&mut self, hello: &Hello) -> Result<(), Refusal> {
-        self.vm = Some(self.coordinator.hello(hello, self.peer).await?);
+        self.vm = Some(self.coordinator.hello(hello, self.visitor.peer).await?);
         Ok(())
     }
 
@@ -102,7 +113,7 @@ impl Connection {
 
     async fn allocate_io(&mut self, asked: &AllocateIo) -> Result<(u64, OwnedFd), Refusal> {
         let vm = self.vm.as_ref().ok_or(RequestError::NotAttached)?;
-        let (base, fd) = self.coordinator.allocate_io(vm, asked.n_streams).await?;
+        let (base, fd) = self.coordinator.allocate_io(vm, asked.n_streams, self.visitor.presence.user()).await?;
         Ok((base.0, fd))
     }
 

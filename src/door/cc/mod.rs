@@ -7,37 +7,48 @@
 mod commands;
 mod frames;
 pub mod fuzzing;
+mod gate;
 mod messages;
 mod requests;
 
 use std::io;
-use std::os::fd::AsFd;
+use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{debug, warn};
 
-use crate::coordinator::Coordinator;
-use crate::os::fds::{PeerCredentials, peer_credentials};
+pub use self::gate::{Allowed, Gate};
+
+use self::gate::Visitor;
+use super::sparing::Sparing;
+use crate::coordinator::{Coordinator, Excess};
+use crate::limits::FAULT_PAUSE_MS;
+use crate::os::fds::PeerCredentials;
 use crate::wire::DecodeError;
 
 /// Pause after a failed accept: out of descriptors is not cured by trying at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Pause before a connection closes that broke its protocol.
+const FAULT_PAUSE: Duration = Duration::from_millis(FAULT_PAUSE_MS);
 
-/// Accepts clients for ever, at most `clients` at once; more wait in the backlog. Shims do not count once they are on
-/// their shard, where sessions are bounded.
-pub async fn serve(listener: UnixListener, coordinator: Coordinator, clients: usize) {
+/// Accepts clients for ever, those that `gate` lets in, at most `clients` at once; more wait in the backlog. Shims do
+/// not count once they are on their shard, where sessions are bounded.
+pub async fn serve(listener: UnixListener, coordinator: Coordinator, gate: Gate, clients: usize) {
     let places = Arc::new(Semaphore::new(clients));
+    let faults = Rc::new(Sparing::default());
     let mut failures = 0_u64;
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
                 failures = 0;
-                let coordinator = coordinator.clone();
-                tokio::task::spawn_local(converse(stream, coordinator, place));
+                if let Some((stream, visitor)) = gate.admit(stream, &coordinator) {
+                    let (coordinator, faults) = (coordinator.clone(), Rc::clone(&faults));
+                    tokio::task::spawn_local(converse(stream, coordinator, visitor, place, faults));
+                }
             }
             Err(error) => {
                 failures += 1;
@@ -66,35 +77,51 @@ enum End {
     /// The client broke the protocol.
     #[error("protocol broken by the client: {0}")]
     Fault(#[from] DecodeError),
+    /// Its user's connections hold too much.
+    #[error("{0}")]
+    Excess(#[from] Excess),
     /// The socket failed.
     #[error("{0}")]
     Io(#[from] io::Error),
 }
 
-async fn converse(stream: UnixStream, coordinator: Coordinator, place: OwnedSemaphorePermit) {
-    let peer = match peer_credentials(stream.as_fd()) {
-        Ok(peer) => peer,
-        Err(error) => return warn!(%error, "a client without credentials was turned away"),
-    };
+impl End {
+    /// Stays for a moment where the client is at fault; whoever calls it still has the socket.
+    async fn linger(&self) {
+        if matches!(self, End::Fault(_) | End::Excess(_)) {
+            tokio::time::sleep(FAULT_PAUSE).await;
+        }
+    }
+}
+
+async fn converse(
+    stream: UnixStream,
+    coordinator: Coordinator,
+    visitor: Visitor,
+    place: OwnedSemaphorePermit,
+    faults: Rc<Sparing>,
+) {
     coordinator.count(|counters| counters.clients_accepted += 1);
     coordinator.client_count(1);
-    let PeerCredentials { pid, uid, .. } = peer;
-    let end = speak(stream, coordinator.clone(), peer).await;
+    let PeerCredentials { pid, uid, .. } = visitor.peer;
+    let end = speak(stream, coordinator.clone(), visitor).await;
     drop(place);
     match end {
         End::Closed => debug!(pid, uid, "client closed"),
         End::Moved => debug!(pid, uid, "client became a shim"),
         End::Io(error) => debug!(pid, uid, %error, "client lost"),
-        end @ (End::Truncated | End::Fault(_)) => {
+        end @ (End::Truncated | End::Fault(_) | End::Excess(_)) => {
             coordinator.count(|counters| counters.clients_faulty += 1);
-            warn!(pid, uid, "connection ended: {end}");
+            if let Some(unsaid) = faults.may_say(Instant::now()) {
+                warn!(pid, uid, unsaid, "connection ended: {end}");
+            }
         }
     }
     coordinator.client_count(-1);
 }
 
 /// Finds out which protocol the client speaks, and speaks it.
-async fn speak(stream: UnixStream, coordinator: Coordinator, peer: PeerCredentials) -> End {
+async fn speak(stream: UnixStream, coordinator: Coordinator, visitor: Visitor) -> End {
     let mut first = Vec::new();
     while first.len() < 2 {
         match receive(&stream, |bytes| first.extend_from_slice(bytes)).await {
@@ -105,9 +132,9 @@ async fn speak(stream: UnixStream, coordinator: Coordinator, peer: PeerCredentia
         }
     }
     if first.starts_with(&[0, 2]) {
-        frames::serve(stream, coordinator, peer, &first).await
+        frames::serve(stream, coordinator, visitor, &first).await
     } else {
-        messages::serve(stream, coordinator, peer, &first).await
+        messages::serve(stream, coordinator, visitor, &first).await
     }
 }
 

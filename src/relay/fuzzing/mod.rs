@@ -154,6 +154,7 @@ impl World {
                     let socket = self.socket(self.at(peer));
                     assert!(std::mem::replace(&mut socket.paused, false), "{peer:?} resumed and not paused");
                 }
+                Effect::ReceiveLess(_) => {}
                 Effect::WatchClose(session) => {
                     let socket = self.socket(self.at(Peer::Client(session)));
                     assert!(socket.ended, "watched for its end, and still sends");
