@@ -6,10 +6,14 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, setsockopt,
-    socketpair, sockopt,
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recv, recvmsg, sendmsg,
+    setsockopt, socketpair, sockopt,
 };
 use nix::{cmsg_space, libc};
+
+/// What is read at a time of bytes that nobody wants, and how often: more than a peer's socket holds by default.
+const DISCARD_PIECE: usize = 8 * 1024;
+const DISCARDS_MAX: usize = 64;
 
 /// Bytes a session's socket may hold for its client: a 32 KiB send must be taken whole or not at all, which takes
 /// more than twice that (the kernel counts its own overhead).
@@ -95,6 +99,17 @@ pub fn has_hung_up(socket: BorrowedFd<'_>) -> io::Result<bool> {
     // No event is asked for: hang-ups and errors are always reported.
     poll(&mut polled, PollTimeout::ZERO)?;
     Ok(polled[0].revents().is_some_and(|events| !events.is_empty()))
+}
+
+/// Reads what a socket that was shut down still has, and forgets it. Closing it unread would be a reset to the peer,
+/// which is then told of an error where it should see the end. Does not wait.
+pub fn discard_unread(socket: BorrowedFd<'_>) {
+    let mut bytes = [0; DISCARD_PIECE];
+    for _ in 0..DISCARDS_MAX {
+        if !matches!(recv(socket.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT), Ok(1..)) {
+            return;
+        }
+    }
 }
 
 /// Sends `bytes`, then `byte` with `fd` attached, as two messages in one call that does not wait. Returns how many
@@ -191,6 +206,20 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
+
+    #[test]
+    fn a_peer_whose_bytes_nobody_wants_sees_the_end() {
+        for discards in [false, true] {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            theirs.write_all(&[7; 100_000]).unwrap();
+            ours.shutdown(std::net::Shutdown::Both).unwrap();
+            if discards {
+                discard_unread(ours.as_fd());
+            }
+            drop(ours);
+            assert_eq!(theirs.read(&mut [0]).is_ok_and(|read| read == 0), discards);
+        }
+    }
 
     #[test]
     fn bytes_come_before_the_descriptor() {

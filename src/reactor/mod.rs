@@ -16,7 +16,7 @@ mod wake;
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::ptr;
 use std::time::Duration;
 
@@ -38,6 +38,7 @@ use crate::limits::{
     REST_MS, SPARE_CHUNKS, SPARE_SENDS, TO_AGENT_BUFFERS, TO_AGENT_BUFFERS_INCREMENTAL, TO_CLIENT_BUFFERS,
 };
 use crate::os::calls::RING_FILES_UPDATE;
+use crate::os::fds::discard_unread;
 
 /// Submission and completion entries of a shard's ring.
 const SUBMISSIONS: u32 = 1_024;
@@ -688,6 +689,7 @@ impl Reactor {
         if !self.sockets.is_idle_and_closing(id) {
             return;
         }
+        discard_unread(self.sockets.current(id).fd.as_fd());
         // The slot is emptied before the descriptor is closed. A refusal leaves the old file in the slot until the
         // next socket replaces it, which costs a descriptor for that long and nothing else.
         let _ = self.ring.0.submitter().register_files_update(id.slot, &[-1]);
