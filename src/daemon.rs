@@ -21,12 +21,13 @@ use tracing::{info, warn};
 use crate::config::Config;
 use crate::coordinator::{Coordinator, Settings};
 use crate::door::{admin, cc};
-use crate::limits::{CHUNK_LEN, SOCKETS_PER_SHARD};
+use crate::limits::{CHUNK_LEN, SOCKETS_PER_SHARD, SPILL_DIR};
 use crate::os::listener::Listener;
+use crate::os::spill_dir::open_spill_dir;
 use crate::os::{activation, cpu, heap, rlimit};
 use crate::reactor::{self, Features};
-use crate::relay::Tuning;
-use crate::shard::{self, Mailbox, Order, ShardConfig, ShardHandle};
+use crate::relay::{SpillBounds, SpillSpace, Tuning};
+use crate::shard::{self, Mailbox, Order, ShardConfig, ShardHandle, SpillPlace};
 
 /// Mode of the proxy socket: the owner and the group may connect.
 const PROXY_MODE: u32 = 0o660;
@@ -52,7 +53,8 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let admin = Listener::bind(&config.admin_socket, ADMIN_MODE)?;
     let reports = Arc::new(Notify::new());
     let sockets_max = u32::try_from(descriptors).unwrap_or(u32::MAX).clamp(1, SOCKETS_PER_SHARD);
-    let mut shards = start_shards(&config, features, sockets_max, &reports)?;
+    let spill = spill_place(&config)?;
+    let mut shards = start_shards(&config, features, sockets_max, spill, &reports)?;
     let questions = admin::spawn(admin.socket()?).context("starting the admin socket's thread")?;
     info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -100,6 +102,22 @@ fn settings(config: &Config, socket: &Path, sockets_max: u32) -> Settings {
         shim_patience: config.shim_patience,
         control_message_max: config.control_message_max,
         sockets_max,
+        slow_reader: config.slow_reader,
+    }
+}
+
+/// Where slow clients' output may spill. A directory that was named must do; without the default one nothing spills.
+fn spill_place(config: &Config) -> anyhow::Result<Option<SpillPlace>> {
+    let dir = config.spill_dir.as_deref().unwrap_or(Path::new(SPILL_DIR));
+    let space = SpillSpace::new(config.spill_total);
+    let bounds = SpillBounds { session: config.spill_session, space };
+    match open_spill_dir(dir) {
+        Ok(dir) => Ok(Some(SpillPlace { dir: Arc::new(dir), bounds })),
+        Err(error) if config.spill_dir.is_some() => Err(error).context("spill-dir"),
+        Err(error) => {
+            warn!(%error, "nothing spills: a VM waits as soon as a client of it does not read");
+            Ok(None)
+        }
     }
 }
 
@@ -107,6 +125,7 @@ fn start_shards(
     config: &Config,
     features: Features,
     sockets_max: u32,
+    spill: Option<SpillPlace>,
     reports: &Arc<Notify>,
 ) -> anyhow::Result<Vec<ShardHandle>> {
     let allowed = cpu::allowed().context("reading the CPUs this process may use")?;
@@ -123,7 +142,7 @@ fn start_shards(
         .map(|number| {
             let cpu = (config.pin && !cpus.is_empty()).then(|| cpus[number % cpus.len()]);
             let number = u32::try_from(number).context("number of shards")?;
-            let shard = ShardConfig { number, cpu, tuning, sockets: sockets_max, features };
+            let shard = ShardConfig { number, cpu, tuning, sockets: sockets_max, features, spill: spill.clone() };
             shard::spawn(shard, Arc::clone(reports)).with_context(|| match cpu {
                 Some(cpu) => format!("starting shard {number} on CPU {cpu}"),
                 None => format!("starting shard {number}"),

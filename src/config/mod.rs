@@ -15,6 +15,7 @@ pub use file::ConfigFile;
 pub use value::{CpuList, Size};
 
 use crate::limits;
+use crate::wire::SlowReader;
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, clap::ValueEnum)]
@@ -64,6 +65,14 @@ pub struct Config {
     pub stop_timeout: Duration,
     /// Client connections served at once.
     pub max_clients: usize,
+    /// What is done about a session whose client does not read, unless it says otherwise.
+    pub slow_reader: SlowReader,
+    /// Where output of slow clients spills; `None`: [`limits::SPILL_DIR`], if that can be written to.
+    pub spill_dir: Option<PathBuf>,
+    /// Bytes of one session's spill file.
+    pub spill_session: u64,
+    /// Bytes of all spill files together.
+    pub spill_total: u64,
 }
 
 /// The table of settings: each field is a flag of `ringway serve` and a key of the file, of the same name.
@@ -122,6 +131,18 @@ pub struct Settings {
     /// Client connections served at once; more wait [default: 4096]
     #[arg(long, value_name = "N")]
     pub max_clients: Option<usize>,
+    /// What to do when a client does not read and session-buffer is full: spill, block, disconnect [default: spill]
+    #[arg(long, value_name = "POLICY")]
+    pub slow_reader: Option<SlowReader>,
+    /// Directory for the files that output of slow clients spills to [default: /var/tmp]
+    #[arg(long, value_name = "DIR")]
+    pub spill_dir: Option<PathBuf>,
+    /// Bytes one session may spill before its VM stops being read [default: 1GiB]
+    #[arg(long, value_name = "BYTES")]
+    pub spill_session: Option<Size>,
+    /// Bytes all sessions together may spill [default: 4GiB]
+    #[arg(long, value_name = "BYTES")]
+    pub spill_total: Option<Size>,
 }
 
 /// A setting with a value it cannot have.
@@ -174,6 +195,10 @@ impl Settings {
             shim_patience: self.shim_patience.or(below.shim_patience),
             stop_timeout: self.stop_timeout.or(below.stop_timeout),
             max_clients: self.max_clients.or(below.max_clients),
+            slow_reader: self.slow_reader.or(below.slow_reader),
+            spill_dir: self.spill_dir.or(below.spill_dir),
+            spill_session: self.spill_session.or(below.spill_session),
+            spill_total: self.spill_total.or(below.spill_total),
         }
     }
 
@@ -185,6 +210,7 @@ impl Settings {
         let stream_frame = (u64::from(limits::CC1_FRAME_MAX), u64::from(limits::STREAM_FRAME_MAX));
         let control = (limits::CONTROL_MESSAGE_FLOOR as u64, limits::CC1_MESSAGE_MAX as u64);
         let buffer = (limits::SESSION_BUFFER_FLOOR as u64, limits::TOTAL_BUFFER_CEILING as u64);
+        let spill = (limits::SPILL_FLOOR, limits::SPILL_CEILING);
         check_path("socket", self.socket.as_deref())?;
         check_path("admin-socket", self.admin_socket.as_deref())?;
         check_range("shards", count(self.shards), (1, limits::SHARDS_MAX as u64))?;
@@ -197,6 +223,8 @@ impl Settings {
         check_range("shim-patience", self.shim_patience, (1, limits::SECONDS_MAX))?;
         check_range("stop-timeout", self.stop_timeout, (0, limits::SECONDS_MAX))?;
         check_range("max-clients", count(self.max_clients), (1, limits::CLIENTS_CEILING as u64))?;
+        check_range("spill-session", size(self.spill_session), spill)?;
+        check_range("spill-total", size(self.spill_total), spill)?;
         check_log(self.log.as_deref())
     }
 
@@ -222,6 +250,12 @@ impl Settings {
             );
             return Err(ConfigError(text));
         }
+        let spill_total = self.spill_total.map_or(limits::SPILL_TOTAL, |size| size.0);
+        let spill_session = self.spill_session.map_or(limits::SPILL_SESSION.min(spill_total), |size| size.0);
+        if spill_session > spill_total {
+            let text = format!("spill-session ({spill_session} bytes) is over spill-total ({spill_total} bytes)");
+            return Err(ConfigError(text));
+        }
         Ok(Config {
             socket,
             admin_socket,
@@ -240,6 +274,10 @@ impl Settings {
             shim_patience: Duration::from_secs(self.shim_patience.unwrap_or(limits::SHIM_PATIENCE_SECS)),
             stop_timeout: Duration::from_secs(self.stop_timeout.unwrap_or(limits::STOP_TIMEOUT_SECS)),
             max_clients: self.max_clients.unwrap_or(limits::CLIENTS_MAX),
+            slow_reader: self.slow_reader.unwrap_or_default(),
+            spill_dir: self.spill_dir,
+            spill_session,
+            spill_total,
         })
     }
 }

@@ -18,6 +18,7 @@ use crate::limits::{SESSIONS_PER_VM, TOKENS_PER_REQUEST};
 use crate::os::fds::PeerCredentials;
 use crate::relay::{self, Gone};
 use crate::shard::{Order, TokenOrder};
+use crate::wire::SlowReader;
 use crate::wire::cc2::{self, Frame, Kind, SessionToken, Signal, TOKEN_LEN};
 use crate::wire::hyper::{
     Code, KillContainer, MESSAGE_HEADER_LEN, Message, ProcessEvent, SignalProcess, StreamSeq, WinSize,
@@ -72,7 +73,13 @@ impl Coordinator {
     ///
     /// # Errors
     /// What the client is told.
-    pub async fn tokens(&self, vm: &VmRef, count: i64) -> Result<Option<Vec<String>>, RequestError> {
+    pub async fn tokens(
+        &self,
+        vm: &VmRef,
+        count: i64,
+        slow_reader: Option<SlowReader>,
+    ) -> Result<Option<Vec<String>>, RequestError> {
+        let slow_reader = slow_reader.unwrap_or(self.0.settings.slow_reader);
         let mut made = Vec::new();
         {
             let mut registry = self.0.registry.borrow_mut();
@@ -96,7 +103,7 @@ impl Coordinator {
         }
         self.count(|counters| counters.sessions_opened += made.len() as u64);
         for &(shard, base, _) in &made {
-            self.post(shard, Order::OpenToken { vm: vm.key, base }).await;
+            self.post(shard, Order::OpenToken { vm: vm.key, base, slow_reader }).await;
         }
         let texts: Vec<String> = made.iter().map(|(_, _, token)| token.to_string()).collect();
         Ok((!texts.is_empty()).then_some(texts))

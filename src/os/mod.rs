@@ -15,6 +15,7 @@ pub mod rlimit;
 pub mod rooted;
 pub mod serial;
 pub mod signals;
+pub mod spill_dir;
 pub mod terminal;
 pub mod usage;
 pub mod watched;

@@ -10,13 +10,14 @@ mod op_tag;
 mod probe;
 mod send_op;
 mod sockets;
+mod spill_file;
+mod timer;
 mod wake;
 
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr;
-use std::time::Duration;
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use nix::errno::Errno;
@@ -27,13 +28,17 @@ pub use self::buf_pool::{BufGroup, BufPool};
 pub use self::op_tag::{OpKind, OpTag};
 pub use self::probe::{Features, MINIMUM_KERNEL, ProbeError, check_release, disabled_setting, probe, release};
 pub use self::sockets::SocketId;
+pub use self::spill_file::{FileEvent, FileId};
 pub use self::wake::Waker;
 
 use self::send_op::SendOp;
 use self::sockets::{Receive, Sockets};
+use self::spill_file::Files;
+use self::timer::Timer;
 use crate::buf::{BufView, ChunkPool, Direction, Memory};
 use crate::limits::{
-    REST_MS, SPARE_CHUNKS, SPARE_SENDS, TO_AGENT_BUFFERS, TO_AGENT_BUFFERS_INCREMENTAL, TO_CLIENT_BUFFERS,
+    REST_MS, SPARE_CHUNKS, SPARE_SENDS, SPILL_RETRY_MS, TO_AGENT_BUFFERS, TO_AGENT_BUFFERS_INCREMENTAL,
+    TO_CLIENT_BUFFERS,
 };
 
 /// Submission and completion entries of a shard's ring.
@@ -62,6 +67,8 @@ pub enum Event {
     Room(SocketId),
     /// The peer closed altogether.
     HungUp(SocketId),
+    /// An operation on a spill file ended.
+    File(FileId, FileEvent),
 }
 
 /// Counters of one reactor.
@@ -83,6 +90,7 @@ pub struct Reactor {
     /// Receive buffers and chunks.
     pub mem: Memory<BufPool>,
     sockets: Sockets,
+    files: Files,
     starved: Starved,
     /// Sockets whose receive is armed when the turn begins.
     due: Vec<SocketId>,
@@ -94,17 +102,9 @@ pub struct Reactor {
     spare_sends: Vec<Box<SendOp>>,
     waker: Waker,
     wake_count: Box<u64>,
-    rest_time: Box<types::Timespec>,
-    rest_timer: RestTimer,
+    rest_timer: Timer,
+    retry_timer: Timer,
     counters: Counters,
-}
-
-/// The timer after whose end a shard looks whether it is at rest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum RestTimer {
-    Off,
-    Set,
-    Ended,
 }
 
 /// Sockets whose receive found no buffer, oldest first.
@@ -173,6 +173,7 @@ impl Reactor {
             ring: Ring(ring),
             mem: Memory { leases, chunks: ChunkPool::default() },
             sockets: Sockets::new(sockets),
+            files: Files::default(),
             starved: Starved::default(),
             due: Vec::new(),
             tacit: Vec::new(),
@@ -180,8 +181,8 @@ impl Reactor {
             spare_sends: Vec::new(),
             waker,
             wake_count: Box::new(0),
-            rest_time: Box::new(Duration::from_millis(REST_MS).into()),
-            rest_timer: RestTimer::Off,
+            rest_timer: Timer::of(REST_MS),
+            retry_timer: Timer::of(SPILL_RETRY_MS),
             counters: Counters::default(),
         };
         reactor.arm_wake();
@@ -366,26 +367,6 @@ impl Reactor {
         self.tacit = tacit;
     }
 
-    /// Ends a wait some time ([`REST_MS`]) from now, once; nothing where that is under way.
-    pub fn set_rest_timer(&mut self) {
-        if self.rest_timer == RestTimer::Off {
-            self.rest_timer = RestTimer::Set;
-            let entry = opcode::Timeout::new(&raw const *self.rest_time).build();
-            let tag = OpTag { kind: OpKind::Rest, slot: 0, generation: 0 };
-            // SAFETY: the boxed time stays where it is until the ring is gone, and nobody writes it.
-            unsafe { self.submit(entry, tag) };
-        }
-    }
-
-    /// Whether that time has passed; `true` once.
-    pub fn take_rest_timer(&mut self) -> bool {
-        let has_ended = self.rest_timer == RestTimer::Ended;
-        if has_ended {
-            self.rest_timer = RestTimer::Off;
-        }
-        has_ended
-    }
-
     /// Whether it holds memory that only traffic needs.
     pub fn has_surplus(&self) -> bool {
         let BufPool { to_client, to_agent } = &self.mem.leases;
@@ -443,8 +424,12 @@ impl Reactor {
         };
         match tag.kind {
             OpKind::Wake => return self.arm_wake(),
-            OpKind::Rest => return self.rest_timer = RestTimer::Ended,
-            _ => {}
+            OpKind::Rest | OpKind::Retry => return self.timer_ended(tag.kind),
+            OpKind::OpenFile | OpKind::WriteFile | OpKind::ReadFile | OpKind::PunchFile => {
+                return self.file_completed(tag, result, events);
+            }
+            OpKind::CloseFile => return,
+            OpKind::Receive | OpKind::Send | OpKind::HangUp | OpKind::Cancel | OpKind::Room => {}
         }
         let view = cqueue::buffer_select(flags).map(|buf| (buf, cqueue::buffer_more(flags)));
         let id = SocketId { slot: tag.slot, generation: tag.generation };
@@ -467,7 +452,7 @@ impl Reactor {
                 }
             }
             OpKind::HangUp => self.hang_up_completed(id, result, ended, events),
-            OpKind::Cancel | OpKind::Wake | OpKind::Rest => {}
+            _ => {}
         }
         self.retire(id);
     }
@@ -524,14 +509,19 @@ impl Reactor {
     fn send_ended(&mut self, id: SocketId, outcome: Result<usize, Errno>, events: &mut Vec<Event>) {
         let socket = self.sockets.current(id);
         let closing = socket.closing;
-        if let Some(mut op) = socket.send.take() {
-            op.unload(&mut self.mem);
-            if self.spare_sends.len() < SPARE_SENDS {
-                self.spare_sends.push(op);
-            }
+        if let Some(op) = socket.send.take() {
+            self.spare(op);
         }
         if !closing {
             events.push(Event::Sent(id, outcome));
+        }
+    }
+
+    /// An operation has ended: gives its references back, and keeps it for the next one.
+    fn spare(&mut self, mut op: Box<SendOp>) {
+        op.unload(&mut self.mem);
+        if self.spare_sends.len() < SPARE_SENDS {
+            self.spare_sends.push(op);
         }
     }
 

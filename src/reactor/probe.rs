@@ -88,6 +88,12 @@ pub fn probe() -> Result<Features, ProbeError> {
         (opcode::PollAdd::CODE, "poll"),
         (opcode::AsyncCancel::CODE, "cancel"),
         (opcode::Read::CODE, "read"),
+        (opcode::Timeout::CODE, "timeout"),
+        (opcode::OpenAt::CODE, "openat"),
+        (opcode::Writev::CODE, "writev"),
+        (opcode::Readv::CODE, "readv"),
+        (opcode::Fallocate::CODE, "fallocate"),
+        (opcode::Close::CODE, "close"),
     ];
     if let Some((_, name)) = needed.into_iter().find(|&(code, _)| !probe.is_supported(code)) {
         return Err(ProbeError::Operation(name));

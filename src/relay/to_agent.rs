@@ -8,6 +8,7 @@ use super::events::{Effect, Gone, LinkId, Peer, Sending, SessionId};
 use super::frames::{Face, FrameRun, Step};
 use super::link::InFlight;
 use super::plane::{Plane, after_send};
+use super::slow::Verdict;
 use crate::buf::{BufView, Leases, Memory};
 use crate::limits::SEND_PIECES_MAX;
 use crate::wire::admin::Flow;
@@ -227,7 +228,7 @@ impl Plane {
         if !session.paused && session.state.has_input() && is_full {
             session.paused = true;
             self.effects.push(Effect::Pause(Peer::Client(id)));
-            self.stuck.push(id);
+            self.verdicts.push((id, Verdict::MayBeStuck));
         }
     }
 

@@ -21,6 +21,7 @@ mod placement;
 mod reclaims;
 mod scene;
 mod shims;
+mod spill;
 mod starts;
 mod status;
 mod streams;

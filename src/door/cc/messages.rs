@@ -108,7 +108,7 @@ impl Connection {
     async fn allocate_io(&mut self, data: Option<&RawValue>) -> Result<(u64, OwnedFd), Refusal> {
         let asked: AllocateIo = payload("allocateIO", data)?;
         let vm = self.vm.as_ref().ok_or(RequestError::NotAttached)?;
-        let (base, fd) = self.coordinator.allocate_io(vm, asked.n_streams).await?;
+        let (base, fd) = self.coordinator.allocate_io(vm, asked.n_streams, asked.slow_reader).await?;
         Ok((base.0, fd))
     }
 
