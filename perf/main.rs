@@ -44,6 +44,8 @@ const DENSITY_VMS: usize = 2_000;
 const DESCRIPTORS_PER_VM: usize = 9;
 /// Descriptors it needs besides.
 const DESCRIPTORS_SPARE: usize = 200;
+/// Descriptors there is a place for from the start.
+const DESCRIPTORS_RESERVED: usize = 32 * 1024;
 
 /// Measures daemons that multiplex the I/O of VMs: CPU time, latency, memory, and whether every byte arrives
 #[derive(Debug, Parser)]
@@ -250,6 +252,8 @@ fn counts(wanted: bool, notes: &mut Vec<String>) -> bool {
 /// As many VMs as the limit on descriptors lets this process have.
 fn density(wanted: usize, notes: &mut Vec<String>) -> Result<usize> {
     let limit = usize::try_from(ringway::os::rlimit::raise_descriptors()?).unwrap_or(usize::MAX);
+    // The kernel's table of them must not grow in measured time, which takes it milliseconds.
+    ringway::os::rlimit::reserve_descriptors(limit.min(DESCRIPTORS_RESERVED) as u64)?;
     let most = limit.saturating_sub(DESCRIPTORS_SPARE) / DESCRIPTORS_PER_VM;
     if wanted > most {
         let text = format!("density: {most} VMs instead of {wanted}; the limit on descriptors is {limit}");

@@ -21,7 +21,7 @@ use tracing::{info, warn};
 use crate::config::Config;
 use crate::coordinator::{Coordinator, Settings};
 use crate::door::{admin, cc};
-use crate::limits::{CHUNK_LEN, SOCKETS_PER_SHARD, SPILL_DIR};
+use crate::limits::{CHUNK_LEN, DESCRIPTORS_RESERVED, SOCKETS_PER_SHARD, SPILL_DIR};
 use crate::os::listener::Listener;
 use crate::os::spill_dir::open_spill_dir;
 use crate::os::{activation, cpu, heap, rlimit};
@@ -48,6 +48,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     heap::return_blocks_of(CHUNK_LEN);
     let features = reactor::probe()?;
     let descriptors = rlimit::raise_descriptors().context("raising RLIMIT_NOFILE")?;
+    rlimit::reserve_descriptors(descriptors.min(DESCRIPTORS_RESERVED)).context("the table of descriptors")?;
     let (proxy, owned) = proxy_listener(&config)?;
     let socket = address(&proxy).unwrap_or_else(|| config.socket.clone());
     let admin = Listener::bind(&config.admin_socket, ADMIN_MODE)?;

@@ -101,8 +101,8 @@ pub const SPILL_RETRY_MS: u64 = 1_000;
 /// stops at the first whole frame.
 pub const TO_AGENT_BUFFER: usize = 128 * 1024;
 
-/// Bytes a session may owe its agent before its shim stops being read: more than other clients', so that a signal
-/// sent behind input nobody reads is still seen.
+/// Bytes a session may owe its agent before its shim stops being read, while its process does not run and behind
+/// input that was not taken for two beats ([`REST_MS`]): more than other clients', so that a signal is still seen.
 pub const SHIM_INPUT_BUFFER: usize = 1024 * 1024;
 
 /// Messages of one shim that may be under way to the coordinator before the shim stops being read.
@@ -145,7 +145,8 @@ pub const SPARE_SENDS: usize = 1_024;
 /// Turns after which a busy shard gives the free chunks back that it has not needed meanwhile.
 pub const TRIM_TURNS: u64 = 4_096;
 
-/// Milliseconds without any event after which a shard is at rest and gives back what only traffic needs.
+/// Milliseconds without any event after which a shard is at rest and gives back what only traffic needs. Also from
+/// one beat to the next, at which it looks after shims whose input is not taken.
 pub const REST_MS: u64 = 250;
 
 /// Bytes received into buffers of one direction that make it worth giving their memory back at rest.
@@ -162,6 +163,9 @@ pub const TO_AGENT_BUFFERS: (u16, u32) = (64, 16 * 1024);
 
 /// Direct descriptors one shard can hold: links and sessions together (lowered to `RLIMIT_NOFILE` at start).
 pub const SOCKETS_PER_SHARD: u32 = 32 * 1024;
+
+/// Descriptors the kernel's table has places for from the start (8 bytes each), if `RLIMIT_NOFILE` allows as many.
+pub const DESCRIPTORS_RESERVED: u64 = 32 * 1024;
 
 /// Direct descriptors of a shard that no new socket is promised: sockets that have ended and are not gone yet.
 pub const SOCKETS_SLACK: u32 = 64;

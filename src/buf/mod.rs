@@ -110,17 +110,12 @@ impl<L: Leases> Memory<L> {
         }
     }
 
-    /// Writes over the first bytes of a view: one header in place of another. Nobody may have a send of it in flight.
-    ///
-    /// # Panics
-    /// When the view is shorter; that is a fault of ours.
-    pub fn overwrite(&mut self, view: BufView, bytes: &[u8]) {
-        let begin = view.off as usize;
-        let range = begin..begin + bytes.len();
-        assert!(range.end <= view.end() as usize, "more than the view has");
+    /// The bytes of a view, to be changed where they are: one header in place of another. Nobody may have a send of
+    /// them in flight.
+    pub fn bytes_mut(&mut self, view: BufView) -> &mut [u8] {
         match view.source {
-            Source::Lease(direction, buf) => self.leases.bytes_mut(direction, buf, range).copy_from_slice(bytes),
-            Source::Chunk(id) => self.chunks.write(id, view.off, bytes),
+            Source::Lease(direction, buf) => self.leases.bytes_mut(direction, buf, view.range()),
+            Source::Chunk(id) => &mut self.chunks.bytes_mut(id)[view.range()],
         }
     }
 

@@ -18,6 +18,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream as StdStream;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -51,6 +52,9 @@ use crate::wire::hyper::{Code, MESSAGE_HEADER_LEN, Message, StreamSeq};
 /// How often the log says that the same VM is held back.
 const WARN_PAUSE: Duration = Duration::from_secs(60);
 
+/// How long a shard that sleeps may not know of what was opened there.
+const ORDERS_WAIT: Duration = Duration::from_millis(1);
+
 /// What is wrong with a socket that does not open in time.
 const OPENING_LATE: &str = "opening it takes too long";
 
@@ -78,9 +82,10 @@ struct Inner {
     settings: Settings,
     shards: Vec<ShardHandle>,
     reports: Arc<Notify>,
-    /// Which shards have orders they were not woken for, and that there are any.
+    /// Which shards have orders they were not woken for, that there are any, and that one of them is awaited.
     unwoken: Vec<Cell<bool>>,
     posted: Notify,
+    awaited: Notify,
     registry: RefCell<Registry>,
     tokens: RefCell<Tokens>,
     /// Who waits for the end of a VM's stream channel, by the VM's number.
@@ -108,6 +113,7 @@ impl Coordinator {
             tokens: RefCell::default(),
             unwoken: vec![Cell::default(); shards.len()],
             posted: Notify::new(),
+            awaited: Notify::new(),
             shards,
             reports,
             closing: RefCell::default(),
@@ -179,7 +185,8 @@ impl Coordinator {
         let [ctl_opened, io_opened] = self.open(vm, [ctl, io], client, deadline).await?;
         let ctl = self.connect(vm, ctl, ctl_opened, deadline).await?;
         let io = self.connect(vm, io, io_opened, deadline).await?;
-        let io = into_blocking(io).map_err(|error| RequestError::Resources(error.to_string()))?;
+        let ctl = UnixStream::from_std(ctl).map_err(out_of)?;
+        let io = into_blocking(io).map_err(out_of)?;
         let (ready, is_ready) = oneshot::channel();
         let (mut channel, handle) = Channel::new(Rc::clone(&vm.id), ctl, ready);
         let events = AgentEvents { coordinator: self.clone(), vm: vm.key, waiting: Backlog::default() };
@@ -239,7 +246,7 @@ impl Coordinator {
         path: &str,
         opened: oneshot::Receiver<Opened>,
         deadline: Instant,
-    ) -> Result<UnixStream, RequestError> {
+    ) -> Result<StdStream, RequestError> {
         let refused = |why: String| RequestError::Connect { id: vm.id.to_string(), path: path.to_owned(), why };
         let opened = timeout_at(deadline, opened).await;
         let opened = opened.map_err(|_| refused(OPENING_LATE.to_owned()))?;
@@ -248,7 +255,7 @@ impl Coordinator {
             why => RequestError::Path { id: vm.id.to_string(), why: why.to_string() },
         })?;
         loop {
-            match UnixStream::connect(socket.address()).await {
+            match socket.connect() {
                 Ok(stream) => return Ok(stream),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline => {
                     tokio::time::sleep(Duration::from_millis(10)).await;
@@ -400,8 +407,10 @@ impl Coordinator {
     }
 
     /// Puts an order into a shard's queue, waiting for room in it. The shard is woken when whoever posts it waits for
-    /// something: one wake-up for all that was posted meanwhile, behind the answer to the client.
+    /// something: one wake-up for all that was posted meanwhile, behind the answer to the client. Orders that can wait
+    /// wake it together, [`ORDERS_WAIT`] after the first of them.
     async fn post(&self, shard: usize, order: Order) {
+        let can_wait = order.can_wait();
         let mut order = order;
         while let Err(back) = self.0.shards[shard].mailbox.queue(order) {
             order = back;
@@ -409,12 +418,19 @@ impl Coordinator {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         self.0.unwoken[shard].set(true);
-        self.0.posted.notify_one();
+        if can_wait { self.0.posted.notify_one() } else { self.0.awaited.notify_one() }
     }
 
     async fn wake_shards(self) {
         loop {
-            self.0.posted.notified().await;
+            let waited = async {
+                self.0.posted.notified().await;
+                tokio::time::sleep(ORDERS_WAIT).await;
+            };
+            tokio::select! {
+                () = self.0.awaited.notified() => {}
+                () = waited => {}
+            }
             for (shard, is_unwoken) in self.0.shards.iter().zip(&self.0.unwoken) {
                 if is_unwoken.take() {
                     shard.mailbox.wake();
@@ -662,9 +678,8 @@ fn vm_status(id: &str, vm: &registry::Vm) -> VmStatus {
     }
 }
 
-/// Takes a socket out of the runtime for a shard.
-fn into_blocking(stream: UnixStream) -> io::Result<OwnedFd> {
-    let stream = stream.into_std()?;
+/// Makes a socket one that a shard can serve.
+fn into_blocking(stream: StdStream) -> io::Result<OwnedFd> {
     stream.set_nonblocking(false)?;
     fds::grow_send_buffer(stream.as_fd())?;
     Ok(stream.into())

@@ -141,7 +141,8 @@ impl Coordinator {
             let deadline = Instant::now() + coordinator.0.settings.deadline;
             let connected = async {
                 let [opened] = coordinator.open(&vm, [&path], client, deadline).await?;
-                coordinator.connect(&vm, &path, opened, deadline).await
+                let stream = coordinator.connect(&vm, &path, opened, deadline).await?;
+                UnixStream::from_std(stream).map_err(out_of)
             };
             match connected.await {
                 Ok(stream) => super::console::log_lines(&vm.id, stream).await,
@@ -182,7 +183,7 @@ impl Coordinator {
         // What the socket takes now leaves before the shard is woken, and the rest from there. One that has failed
         // tells its shard so.
         reply.drain(..stream.try_write(&reply).unwrap_or(0));
-        match super::into_blocking(stream) {
+        match stream.into_std().and_then(super::into_blocking) {
             Ok(fd) => {
                 debug!(session = base.0, connection, "shim connected");
                 self.tell(base, TokenOrder::Connect { connection, fd, unparsed, reply }).await;

@@ -3,12 +3,13 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-use nix::cmsg_space;
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, setsockopt,
     socketpair, sockopt,
 };
+use nix::{cmsg_space, libc};
 
 /// Bytes a session's socket may hold for its client: a 32 KiB send must be taken whole or not at all, which takes
 /// more than twice that (the kernel counts its own overhead).
@@ -67,6 +68,54 @@ pub fn has_hung_up(socket: BorrowedFd<'_>) -> io::Result<bool> {
     Ok(polled[0].revents().is_some_and(|events| !events.is_empty()))
 }
 
+/// Sends `bytes`, then `byte` with `fd` attached, as two messages in one call that does not wait. Returns how many
+/// bytes were sent: one more than there are in `bytes` when all was.
+///
+/// # Errors
+/// `WouldBlock` when the peer's queue is full: nothing was sent. Others as the kernel has them.
+pub fn send_then_fd(socket: BorrowedFd<'_>, bytes: &[u8], byte: u8, fd: BorrowedFd<'_>) -> io::Result<usize> {
+    let (byte, mut rights) = ([byte], Rights::of(fd));
+    let mut pieces = [IoSlice::new(bytes), IoSlice::new(&byte)];
+    let [first, second] = &mut pieces;
+    let mut messages = [message(first), message(second)];
+    messages[1].msg_hdr.msg_control = (&raw mut rights).cast();
+    messages[1].msg_hdr.msg_controllen = size_of::<Rights>();
+    let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+    // SAFETY: the messages point at `pieces` and `rights`, which outlive the call and which the kernel only reads.
+    let sent = unsafe { libc::sendmmsg(socket.as_raw_fd(), messages.as_mut_ptr(), 2, flags) };
+    let sent = Errno::result(sent)?;
+    let taken = messages.iter().take(usize::try_from(sent).unwrap_or_default());
+    Ok(taken.map(|message| message.msg_len as usize).sum())
+}
+
+/// A message of one piece, without an address.
+fn message(piece: &mut IoSlice<'_>) -> libc::mmsghdr {
+    // SAFETY: all zeros are a message header: null pointers and lengths of zero.
+    let mut message: libc::mmsghdr = unsafe { std::mem::zeroed() };
+    // An IoSlice is laid out like an iovec.
+    message.msg_hdr.msg_iov = std::ptr::from_mut(piece).cast();
+    message.msg_hdr.msg_iovlen = 1;
+    message
+}
+
+/// A control message that carries one descriptor, as the kernel wants it laid out (cmsg(3)).
+#[repr(C)]
+struct Rights {
+    header: libc::cmsghdr,
+    fd: RawFd,
+}
+
+impl Rights {
+    fn of(fd: BorrowedFd<'_>) -> Rights {
+        // SAFETY: all zeros are a control message's header: three numbers.
+        let mut header: libc::cmsghdr = unsafe { std::mem::zeroed() };
+        header.cmsg_len = size_of::<libc::cmsghdr>() + size_of::<RawFd>();
+        header.cmsg_level = libc::SOL_SOCKET;
+        header.cmsg_type = libc::SCM_RIGHTS;
+        Rights { header, fd: fd.as_raw_fd() }
+    }
+}
+
 /// Sends `byte` with `fd` attached, in one sendmsg that does not wait.
 ///
 /// # Errors
@@ -104,5 +153,38 @@ pub fn recv_with_fd(socket: BorrowedFd<'_>) -> io::Result<(u8, OwnedFd)> {
     match (fds.pop(), fds.is_empty()) {
         (Some(fd), true) => Ok((byte[0], fd)),
         _ => Err(io::Error::new(io::ErrorKind::InvalidData, "expected one byte with exactly one descriptor")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn bytes_come_before_the_descriptor() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let (passed, mut other) = UnixStream::pair().unwrap();
+        assert_eq!(send_then_fd(ours.as_fd(), b"response", b'F', passed.as_fd()).unwrap(), 9);
+        let mut response = [0; 8];
+        theirs.read_exact(&mut response).unwrap();
+        assert_eq!(&response, b"response");
+        let (byte, fd) = recv_with_fd(theirs.as_fd()).unwrap();
+        assert_eq!(byte, b'F');
+        UnixStream::from(fd).write_all(b"x").unwrap();
+        other.read_exact(&mut response[..1]).unwrap();
+    }
+
+    #[test]
+    fn without_room_for_all_bytes_no_descriptor_is_sent() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let sent = send_then_fd(ours.as_fd(), &vec![7; 1 << 20], b'F', ours.as_fd()).unwrap();
+        assert!(0 < sent && sent < 1 << 20);
+        drop(ours);
+        let mut read = Vec::new();
+        theirs.read_to_end(&mut read).unwrap();
+        assert_eq!(read.len(), sent, "our end was not passed on, so this ends");
     }
 }

@@ -9,11 +9,13 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::libc;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use nix::sys::stat::{Mode, SFlag, fstat};
 
 use crate::limits::UNIX_PATH_MAX;
@@ -97,8 +99,19 @@ impl GuestSocket {
         }
     }
 
+    /// Connects to this very file, without waiting. The socket does not block.
+    ///
+    /// # Errors
+    /// `WouldBlock` when as many wait for its listener as may; others as the kernel has them.
+    pub fn connect(&self) -> io::Result<UnixStream> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+        connect(socket.as_raw_fd(), &UnixAddr::new(&self.address())?)?;
+        Ok(socket.into())
+    }
+
     /// Where to connect to reach this very file.
-    pub fn address(&self) -> PathBuf {
+    fn address(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
     }
 
@@ -136,7 +149,7 @@ fn canonical(dir: &Path) -> io::Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::net::{UnixListener, UnixStream};
+    use std::os::unix::net::UnixListener;
 
     #[test]
     fn own_sockets_and_those_below_a_vm_dir() {
@@ -145,9 +158,9 @@ mod tests {
         let _listener = UnixListener::bind(&path).unwrap();
         let (path, me) = (path.to_str().unwrap(), nix::unistd::getuid().as_raw());
         let own = GuestSocket::open(path, me, &[]).unwrap();
-        UnixStream::connect(own.address()).unwrap();
+        own.connect().unwrap();
         let at_once = GuestSocket::open_at_once(path, me).expect("its path was looked up just now");
-        UnixStream::connect(at_once.address()).unwrap();
+        at_once.connect().unwrap();
         assert!(GuestSocket::open_at_once(path, me + 1).is_none(), "whose it is has to be looked at");
         let dirs = [dir.path().to_owned()];
         assert!(GuestSocket::open(path, me + 1, &dirs).is_ok());

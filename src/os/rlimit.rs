@@ -2,6 +2,8 @@
 
 use std::io;
 
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 
 /// Raises the soft limit on descriptors to the hard one and returns it.
@@ -14,6 +16,19 @@ pub fn raise_descriptors() -> io::Result<u64> {
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
     }
     Ok(hard)
+}
+
+/// Makes the kernel's table of this process's descriptors long enough for `count` of them. It becomes twice as long
+/// when it is full, and whoever opens the next descriptor waits for milliseconds if the process has several threads:
+/// call this before there are any.
+///
+/// # Errors
+/// The kernel's: `count` is over the limit.
+pub fn reserve_descriptors(count: u64) -> io::Result<()> {
+    let last = i32::try_from(count.saturating_sub(1)).unwrap_or(i32::MAX);
+    let any = EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?;
+    nix::unistd::close(fcntl(&any, FcntlArg::F_DUPFD_CLOEXEC(last))?)?;
+    Ok(())
 }
 
 /// The soft and the hard limit on descriptors.
@@ -30,5 +45,17 @@ pub fn locked_memory() -> String {
         Ok((RLIM_INFINITY, _)) => "unlimited".to_owned(),
         Ok((soft, _)) => format!("{} KiB", soft / 1024),
         Err(_) => "unknown".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_reserved_up_to_the_limit() {
+        let (soft, _) = descriptors().unwrap();
+        reserve_descriptors(soft.min(1_024)).unwrap();
+        assert!(soft >= 1 << 31 || reserve_descriptors(soft + 1).is_err());
     }
 }

@@ -11,6 +11,8 @@ mod probe;
 mod send_op;
 mod sockets;
 mod spill_file;
+#[cfg(test)]
+mod tests;
 mod timer;
 mod wake;
 
@@ -96,6 +98,8 @@ pub struct Reactor {
     due: Vec<SocketId>,
     /// Sockets with a send that completes only when it is not taken whole.
     tacit: Vec<SocketId>,
+    /// Whether the kernel may not have seen all of these, so that nothing is known of them.
+    tacit_unsure: bool,
     /// Operations the kernel did not let into its full queue, oldest first.
     postponed: VecDeque<squeue::Entry>,
     #[expect(clippy::vec_box, reason = "the box moves into a slot and back; its address is the kernel's")]
@@ -177,6 +181,7 @@ impl Reactor {
             starved: Starved::default(),
             due: Vec::new(),
             tacit: Vec::new(),
+            tacit_unsure: false,
             postponed: VecDeque::new(),
             spare_sends: Vec::new(),
             waker,
@@ -333,27 +338,33 @@ impl Reactor {
         self.arm_due();
         self.mem.leases.to_client.publish();
         self.mem.leases.to_agent.publish();
-        let wait = self.queue_postponed() && wait;
+        let all_queued = self.queue_postponed();
+        let wait = wait && all_queued && !self.tacit_unsure;
         self.counters.enters += 1;
         match self.ring.0.submit_and_wait(usize::from(wait)) {
             Ok(_) => {}
             Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}
             Err(error) => return Err(error),
         }
+        // Looked at now: what is queued while completions are reaped is for the next turn.
+        let submissions = self.ring.0.submission();
+        let all_made = all_queued && submissions.is_empty() && !submissions.cq_overflow();
+        drop(submissions);
+        let before = events.len();
         self.reap(events);
-        self.end_tacit(events);
+        self.tacit_unsure = !all_made && !self.tacit.is_empty();
+        if all_made {
+            let reaped = events.len();
+            self.end_tacit(events);
+            // They ended first: what a client has is not to be sent to its successor.
+            events[before..].rotate_left(reaped - before);
+        }
         Ok(())
     }
 
     /// Sends that were made and said nothing have been taken whole: a send that does not wait ends within the call that
     /// submits it, and then its completion was reaped if it has one.
     fn end_tacit(&mut self, events: &mut Vec<Event>) {
-        let submissions = self.ring.0.submission();
-        let are_made = submissions.is_empty() && !submissions.cq_overflow() && self.postponed.is_empty();
-        drop(submissions);
-        if !are_made {
-            return;
-        }
         let mut tacit = std::mem::take(&mut self.tacit);
         for id in tacit.drain(..) {
             if self.sockets.is_current(id)
@@ -645,136 +656,4 @@ fn send_outcome(result: i32) -> Result<usize, Errno> {
         Errno::EAGAIN | Errno::EINTR | Errno::ENOBUFS | Errno::ENOMEM => Ok(0),
         errno => Err(errno),
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_the_kernel_did_not_take_leaves_in_a_later_turn() {
-        let mut reactor = Reactor::new(probe().unwrap(), 4, Waker::new().unwrap()).unwrap();
-        // Completions of a socket that is not there are counted.
-        let nobody = OpTag { kind: OpKind::Cancel, slot: 3, generation: 0 }.encode();
-        let many = 3 * u64::from(SUBMISSIONS);
-        reactor.postponed.extend((0..many).map(|_| opcode::Nop::new().build().user_data(nobody)));
-        while reactor.counters.stale < many {
-            reactor.turn(false, &mut Vec::new()).unwrap();
-        }
-        assert!(reactor.postponed.is_empty());
-    }
-
-    #[test]
-    fn at_rest_the_receive_buffers_are_the_kernels_and_go_on_working() {
-        let mut reactor = Reactor::new(probe().unwrap(), 4, Waker::new().unwrap()).unwrap();
-        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-        let socket = reactor.add(ours.into(), Direction::ToAgent).unwrap();
-        reactor.resume(socket);
-        let piece = vec![b'x'; 32 * 1024];
-        let mut events = Vec::new();
-        let mut receive = |reactor: &mut Reactor, bytes: &[u8]| {
-            std::io::Write::write_all(&mut &theirs, bytes).unwrap();
-            let mut got = Vec::new();
-            while got.len() < bytes.len() {
-                reactor.turn(true, &mut events).unwrap();
-                for event in events.drain(..) {
-                    let Event::Received(_, view) = event else { panic!("{event:?}") };
-                    got.extend_from_slice(reactor.mem.bytes(view));
-                    reactor.mem.release(view.source);
-                }
-            }
-            assert!(got == bytes);
-        };
-        for _ in 0..40 {
-            assert!(!reactor.has_surplus());
-            while !reactor.has_surplus() {
-                receive(&mut reactor, &piece);
-            }
-            reactor.set_rest_timer();
-            while !reactor.take_rest_timer() {
-                reactor.turn(true, &mut Vec::new()).unwrap();
-            }
-            reactor.rest();
-            receive(&mut reactor, b"what comes after a rest");
-        }
-    }
-
-    #[test]
-    fn a_turn_enters_the_kernel_once_however_much_there_is_to_do() {
-        let mut reactor = Reactor::new(probe().unwrap(), 64, Waker::new().unwrap()).unwrap();
-        let pair = || std::os::unix::net::UnixStream::pair().unwrap();
-        let (ours, mut theirs): (Vec<_>, Vec<_>) = (0..64).map(|_| pair()).unzip();
-        let sockets: Vec<_> = ours.into_iter().map(|fd| reactor.add(fd.into(), Direction::ToAgent).unwrap()).collect();
-        sockets.iter().for_each(|&socket| reactor.resume(socket));
-        let mut events = Vec::new();
-        for _ in 0..50 {
-            theirs.iter_mut().for_each(|theirs| std::io::Write::write_all(theirs, b"there").unwrap());
-            reactor.turn(false, &mut events).unwrap();
-            for event in events.drain(..) {
-                if let Event::Received(socket, view) = event {
-                    reactor.send(socket, &[view], false);
-                    reactor.mem.release(view.source);
-                }
-            }
-        }
-        assert_eq!(reactor.counters().enters, 50);
-    }
-
-    #[test]
-    fn the_last_send_ends_a_wait_only_when_it_comes_short() {
-        let mut reactor = Reactor::new(probe().unwrap(), 4, Waker::new().unwrap()).unwrap();
-        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-        let (fed, mut feeder) = std::os::unix::net::UnixStream::pair().unwrap();
-        let socket = reactor.add(ours.into(), Direction::ToAgent).unwrap();
-        let fed = reactor.add(fed.into(), Direction::ToClient).unwrap();
-        reactor.resume(fed);
-        let mut events = Vec::new();
-        std::io::Write::write_all(&mut feeder, &[7; 16 * 1024]).unwrap();
-        reactor.turn(true, &mut events).unwrap();
-        let Some(Event::Received(_, view)) = events.pop() else { panic!("{events:?}") };
-        let views = [view; 64];
-        let len = 64 * view.len as usize;
-        // Taken whole: the timer ends the wait, and nothing else.
-        reactor.send(socket, &views[..1], true);
-        reactor.set_rest_timer();
-        let before = reactor.counters().enters;
-        reactor.turn(true, &mut events).unwrap();
-        assert_eq!(reactor.counters().enters, before + 1);
-        assert!(reactor.take_rest_timer());
-        let sent = |event: &Event| matches!(event, Event::Sent(id, Ok(taken)) if *id == socket && *taken > 0);
-        assert!(matches!(&events[..], [event] if sent(event)), "{events:?}");
-        // Short, then not at all: each ends the wait with what was taken.
-        events.clear();
-        reactor.send(socket, &views, true);
-        reactor.turn(true, &mut events).unwrap();
-        let taken = |events: &[Event]| match events {
-            [Event::Sent(id, Ok(taken))] if *id == socket => *taken,
-            other => panic!("{other:?}"),
-        };
-        assert!((1..len).contains(&taken(&events)));
-        events.clear();
-        reactor.send(socket, &views, true);
-        reactor.turn(true, &mut events).unwrap();
-        assert_eq!(taken(&events), 0);
-        // To nobody.
-        drop(theirs);
-        events.clear();
-        reactor.send(socket, &views, true);
-        reactor.turn(true, &mut events).unwrap();
-        assert!(matches!(events[..], [Event::Sent(_, Err(Errno::EPIPE))]), "{events:?}");
-    }
-
-    #[test]
-    fn a_turn_that_does_not_wait_sees_what_has_arrived() {
-        let mut reactor = Reactor::new(probe().unwrap(), 4, Waker::new().unwrap()).unwrap();
-        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-        let socket = reactor.add(ours.into(), Direction::ToClient).unwrap();
-        reactor.resume(socket);
-        let mut events = Vec::new();
-        reactor.turn(false, &mut events).unwrap();
-        assert!(events.is_empty());
-        std::io::Write::write_all(&mut &theirs, b"here").unwrap();
-        reactor.turn(false, &mut events).unwrap();
-        assert!(matches!(events[..], [Event::Received(id, view)] if id == socket && view.len == 4), "{events:?}");
-    }
 }

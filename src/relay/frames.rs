@@ -175,6 +175,26 @@ impl FrameRun {
         }
         run
     }
+
+    /// Makes the shim's frames at the front of `bytes` an agent's, where they are: both headers have 12 bytes. The run
+    /// ends before a frame that is not plain stdin, one longer than `max` as the agent's, and one that is not whole.
+    /// `None` where the first is one.
+    pub fn restamp(bytes: &mut [u8], seq: StreamSeq, max: u32) -> Option<FrameRun> {
+        let most = bytes.len().min(SEND_MAX);
+        let mut run = FrameRun { frames: 0, bytes: 0 };
+        while let Some((head, _)) = bytes[run.bytes as usize..most].split_first_chunk_mut()
+            && let Some(payload) = cc2::Header::plain_stdin(*head)
+            && payload <= max - FRAME_HEADER
+        {
+            let end = run.bytes + FRAME_HEADER + payload;
+            if end as usize > most {
+                break;
+            }
+            *head = FrameHeader::for_payload(seq, payload).encode();
+            run = FrameRun { frames: run.frames + 1, bytes: end };
+        }
+        (run.frames > 0).then_some(run)
+    }
 }
 
 /// How a frame sent on looks to its receiver. Both headers have 12 bytes.
@@ -342,6 +362,31 @@ mod tests {
         let many = same.repeat(SEND_MAX);
         let most = FrameRun::at_front(&many, FrameHeader::for_payload(StreamSeq(7), 1), 100);
         assert_eq!(most.bytes as usize, SEND_MAX / same.len() * same.len(), "one send takes it");
+    }
+
+    #[test]
+    fn a_shims_frames_become_an_agents_up_to_the_first_that_is_not_plain_stdin() {
+        let stdin = |payload: &[u8]| cc2::encode(cc2::Kind::Stream(cc2::Stream::Stdin), payload);
+        let restamped = |rest: &[u8]| {
+            let mut bytes = [&stdin(b"ab")[..], &stdin(b""), rest].concat();
+            let run = FrameRun::restamp(&mut bytes, StreamSeq(7), 100).unwrap();
+            let own = [frame(7, b"ab"), frame(7, b"")].concat();
+            assert!(bytes.starts_with(&own) && bytes[run.bytes as usize..] == rest[run.bytes as usize - own.len()..]);
+            (run.frames, run.bytes)
+        };
+        let log = cc2::encode(cc2::Kind::Stream(cc2::Stream::Log), b"{}");
+        let mut longer = stdin(b"c");
+        longer[2] = 4;
+        for other in [&log, &longer, &stdin(&[0; 89])] {
+            assert_eq!(restamped(other), (2, 26));
+            assert_eq!(FrameRun::restamp(&mut other.clone(), StreamSeq(7), 100), None);
+        }
+        for cut in 0..13 {
+            assert_eq!(restamped(&stdin(b"c")[..cut]), (2, 26), "{cut} bytes of a frame are none");
+        }
+        let longest = stdin(&[0; 88]).repeat(SEND_MAX);
+        let run = FrameRun::restamp(&mut longest.clone(), StreamSeq(7), 100).unwrap();
+        assert_eq!(run.bytes as usize, SEND_MAX / 100 * 100, "one send takes it");
     }
 
     #[test]

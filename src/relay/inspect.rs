@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use super::events::{LinkStatus, Sending, SessionId};
 use super::plane::Plane;
 use super::session::State;
+use super::shim::Held;
 
 impl Plane {
     /// What `status` shows of the VMs here, those whose sessions only drain included.
@@ -49,6 +50,10 @@ impl Plane {
             assert!(!stuck, "session {index} owes its client and sends nothing");
             let waits = session.sending == Sending::Blocked;
             assert!(!waits || session.owed() > 0, "session {index} waits for its client and owes it nothing");
+            let is_held = matches!(session.held, Held::Lately | Held::Long);
+            assert!(!is_held || self.held.contains(&id(index)), "session {index} is held and not looked after");
+            let is_paused = session.paused && session.shim.is_some();
+            assert!(!is_paused || session.held != Held::No, "session {index}: its shim is paused and not held");
             assert!(!session.pins_output || self.pinning_output.contains(&id(index)), "session {index}");
             assert!(!session.pins_input || self.pinning_input.contains(&id(index)), "session {index}");
         }

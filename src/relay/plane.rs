@@ -40,6 +40,8 @@ pub struct Plane {
     pub(super) spill_bounds: Option<SpillBounds>,
     /// A session could not spill, and is to try again.
     pub(super) retries: bool,
+    /// Shims that are not read for their agents' sake; some may be read again.
+    pub(super) held: Vec<SessionId>,
     pub(super) views: Vec<BufView>,
     pub(super) effects: Vec<Effect>,
     pub(super) totals: Totals,
@@ -71,6 +73,7 @@ impl Plane {
             verdicts: Vec::new(),
             spill_bounds: None,
             retries: false,
+            held: Vec::new(),
             views: Vec::new(),
             effects: Vec::new(),
             totals: Totals::default(),
@@ -346,7 +349,7 @@ impl Plane {
             self.settle_pinned(mem, Direction::ToAgent);
         }
         self.arena.rest();
-        for list in [&mut self.dirty_clients, &mut self.dirty_inputs] {
+        for list in [&mut self.dirty_clients, &mut self.dirty_inputs, &mut self.held] {
             list.shrink_to_fit();
         }
         self.verdicts.shrink_to_fit();

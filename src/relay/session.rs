@@ -6,7 +6,7 @@
 use super::events::{Gone, LinkId, Sending};
 use super::frames::{Cut, FrameReader};
 use super::outbox::Outbox;
-use super::shim::Shim;
+use super::shim::{Held, Shim};
 use super::spill::Spill;
 use crate::limits::{SEND_MAX, SHIM_INPUT_BUFFER, TO_AGENT_BUFFER};
 use crate::wire::SlowReader;
@@ -144,6 +144,8 @@ pub(super) struct Session {
     pub(super) queued: bool,
     /// Its client's bytes are not read: the agent does not keep up.
     pub(super) paused: bool,
+    /// Whether it is not read because its agent takes nothing, where it is a shim.
+    pub(super) held: Held,
     /// Its link's bytes are not read because of it.
     pub(super) blocks: bool,
     pub(super) flow_to_client: Flow,
@@ -174,6 +176,7 @@ impl Session {
             pins_input: false,
             queued: false,
             paused: false,
+            held: Held::No,
             blocks: false,
             flow_to_client: Flow::default(),
             flow_to_agent: Flow::default(),
@@ -219,13 +222,19 @@ impl Session {
     }
 
     /// Bytes it may owe its agent before its client stops being read; `sending` is its link's. While the agent takes
-    /// nothing there is nothing to be gained by reading more, but for a shim's signals.
+    /// nothing there is nothing to be gained by reading more, but for what a shim says behind its input.
     pub(super) fn input_bound(&self, sending: Sending) -> usize {
         match sending {
-            _ if self.shim.is_some() => SHIM_INPUT_BUFFER,
+            _ if self.reads_ahead() => SHIM_INPUT_BUFFER,
             Sending::Blocked => 0,
             _ => TO_AGENT_BUFFER,
         }
+    }
+
+    /// Whether its shim is read for what comes behind its input: a signal, or its end.
+    fn reads_ahead(&self) -> bool {
+        let is_due = |shim: &Shim| !shim.started || self.held == Held::ReadsAhead || self.state == State::Deaf;
+        self.shim.as_deref().is_some_and(is_due)
     }
 
     /// Whether nothing changes for it when its client has taken `bytes`, but that it is owed them no more.

@@ -13,7 +13,7 @@ use crate::buf::{BufView, Leases, Memory};
 use crate::limits::{CHUNK_LEN, SHIM_AT_RISK, SHIM_MESSAGES_MAX, SHIM_REPLIES_BUFFER};
 use crate::wire::DecodeError;
 use crate::wire::cc2::{self, Header, Kind, Stream};
-use crate::wire::hyper::{FRAME_HEADER_LEN, FrameHeader, StreamSeq};
+use crate::wire::hyper::{FrameHeader, StreamSeq};
 
 /// What the payload of the shim's frame in progress is.
 #[derive(Debug, Default)]
@@ -46,6 +46,21 @@ impl Exit {
         let all_output = self.stdout_ended && (self.stderr_ended || self.terminal);
         self.status.filter(|_| !self.told && (self.in_order || all_output))
     }
+}
+
+/// Whether a shim is not read because its agent does not take its input. [`Held::Lately`] and [`Held::Long`] are on the
+/// plane's list.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Held {
+    /// It is read, or not read for another reason.
+    #[default]
+    No,
+    /// It was paused, or some of its input taken, after the last beat.
+    Lately,
+    /// It has been paused since before the last beat, and none of its input was taken.
+    Long,
+    /// For longer: it is read although its input is not taken.
+    ReadsAhead,
 }
 
 /// The part of a session that only those with a token have.
@@ -327,6 +342,52 @@ impl Plane {
         true
     }
 
+    /// A session's client is not read any more. A shim is looked at again in later beats.
+    pub(super) fn hold_shim(&mut self, id: SessionId) {
+        let session = &mut self.sessions[id.0 as usize];
+        if session.shim.is_some() && session.held == Held::No {
+            session.held = Held::Lately;
+            self.held.push(id);
+        }
+    }
+
+    /// The agent took a session's input.
+    pub(super) fn input_taken(&mut self, id: SessionId) {
+        let held = &mut self.sessions[id.0 as usize].held;
+        if *held == Held::ReadsAhead {
+            self.held.push(id);
+        }
+        if *held != Held::No {
+            *held = Held::Lately;
+        }
+    }
+
+    /// Whether shims wait for the next [`Plane::beat`].
+    pub fn has_held(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    /// Some time has passed: shims whose input was not taken for a whole beat are read ahead, up to a bound, so that a
+    /// signal behind it is seen. Call it between turns.
+    pub fn beat<L: Leases>(&mut self, mem: &mut Memory<L>) {
+        let mut held = std::mem::take(&mut self.held);
+        held.retain(|&id| self.stays_held(mem, id));
+        self.held = held;
+    }
+
+    fn stays_held<L: Leases>(&mut self, mem: &mut Memory<L>, id: SessionId) -> bool {
+        let Some(session) = self.sessions.get_mut(id.0 as usize) else { return false };
+        session.held = match session.held {
+            _ if !session.paused => Held::No,
+            Held::Lately => Held::Long,
+            Held::Long => Held::ReadsAhead,
+            other => other,
+        };
+        let stays = session.held == Held::Long;
+        self.resume_client(mem, id);
+        stays
+    }
+
     /// Input of a shim whose process does not run yet.
     pub(super) fn hold_until_started<L: Leases>(&mut self, mem: &mut Memory<L>, id: SessionId) {
         self.hold_input(mem, id);
@@ -346,6 +407,15 @@ impl Plane {
             let session = &mut self.sessions[id.0 as usize];
             if session.link.is_none() || !session.state.has_input() {
                 return;
+            }
+            if !session.reader.is_mid_frame()
+                && let Some(run) = FrameRun::restamp(mem.bytes_mut(rest), session.base, self.tuning.agent_frame_max)
+            {
+                // Nearly all that shims send: the payload stays where it is.
+                session.to_agent.push(&mut self.arena, mem, rest.first(run.bytes), true);
+                self.count_input(id, run);
+                rest = rest.skip(run.bytes);
+                continue;
             }
             let step = session.reader.step::<Header>(mem.bytes(rest), 0);
             let taken = match step {
@@ -376,16 +446,6 @@ impl Plane {
         header: Header,
         frame: BufView,
     ) -> Result<(), DecodeError> {
-        let as_hyper = FrameHeader::for_payload(self.sessions[id.0 as usize].base, header.payload);
-        let is_input = header.kind == Kind::Stream(Stream::Stdin);
-        if is_input && header.extra == 0 && as_hyper.len <= self.tuning.agent_frame_max {
-            // Both headers have 12 bytes: the one is written over the other, and the payload stays where it is.
-            mem.overwrite(frame, &as_hyper.encode());
-            self.count_input(id, FrameRun::of(as_hyper));
-            let out = &mut self.sessions[id.0 as usize].to_agent;
-            out.push(&mut self.arena, mem, frame, true);
-            return Ok(());
-        }
         self.begin_from_shim(mem, id, header)?;
         if header.payload > 0 {
             self.body_from_shim(mem, id, frame.skip(frame.len - header.payload));
@@ -461,5 +521,3 @@ impl Plane {
         }
     }
 }
-
-const _: () = assert!(FRAME_HEADER_LEN == cc2::HEADER_LEN, "one header is written over the other");

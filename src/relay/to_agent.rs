@@ -134,6 +134,7 @@ impl Plane {
             if session.queued {
                 self.links[id.0 as usize].queue.push_back(share.session);
             }
+            self.input_taken(share.session);
             self.resume_client(mem, share.session);
             self.end_if_done(mem, share.session);
         }
@@ -228,6 +229,7 @@ impl Plane {
         if !session.paused && session.state.has_input() && is_full {
             session.paused = true;
             self.effects.push(Effect::Pause(Peer::Client(id)));
+            self.hold_shim(id);
             self.verdicts.push((id, Verdict::MayBeStuck));
         }
     }

@@ -137,7 +137,8 @@ impl Plane {
         match role {
             Role::Output(face) if header.len <= face.client_max() => {
                 if matches!(face, Face::Shim(_)) {
-                    mem.overwrite(frames, &face.header(header.payload_len()));
+                    let head = face.header(header.payload_len());
+                    mem.bytes_mut(frames)[..head.len()].copy_from_slice(&head);
                 }
                 out.push(&mut self.arena, mem, frames, true);
             }

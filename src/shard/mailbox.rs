@@ -71,6 +71,19 @@ pub enum Order {
     Stop,
 }
 
+impl Order {
+    /// Whether nobody is held up when it is looked at a little later: it opens something. The shard looks before it
+    /// touches any bytes, so what comes after it finds it done.
+    pub fn can_wait(&self) -> bool {
+        match self {
+            Order::OpenLink { .. } | Order::OpenSession { .. } | Order::OpenToken { .. } => true,
+            Order::Token(_, TokenOrder::Connect { unparsed, reply, .. }) => unparsed.is_empty() && reply.is_empty(),
+            Order::Token(_, order) => matches!(order, TokenOrder::Started { .. }),
+            Order::CloseLink { .. } | Order::FinishLink { .. } | Order::Status(_) | Order::Drain | Order::Stop => false,
+        }
+    }
+}
+
 /// What the coordinator tells about a session with a token.
 #[derive(Debug)]
 pub enum TokenOrder {
@@ -276,6 +289,19 @@ mod tests {
             assert!(matches!(theirs.next_order(), Some(Order::CloseLink { vm: got }) if got == vm));
         }
         assert!(theirs.may_sleep());
+    }
+
+    #[test]
+    fn what_opens_something_can_wait_and_what_is_owed_cannot() {
+        let token = |order| Order::Token(StreamSeq(1), order);
+        let connect = |reply: &[u8]| {
+            let fd = std::fs::File::open("/dev/null").unwrap().into();
+            token(TokenOrder::Connect { connection: 1, fd, unparsed: Vec::new(), reply: reply.to_vec() })
+        };
+        assert!(Order::OpenToken { vm: 1, base: StreamSeq(1), slow_reader: SlowReader::Spill }.can_wait());
+        assert!(token(TokenOrder::Started { terminal: false }).can_wait() && connect(b"").can_wait());
+        assert!(!connect(b"response").can_wait() && !token(TokenOrder::Exited { status: 0 }).can_wait());
+        assert!(!Order::CloseLink { vm: 1 }.can_wait());
     }
 
     #[test]

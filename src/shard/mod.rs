@@ -199,6 +199,9 @@ impl Shard {
         // Bytes for peers that do not read stay in the receive buffers until somebody else needs these in vain.
         let is_short = self.reactor.is_starving() && self.plane.pins();
         let wait = self.mailbox.may_sleep() && !is_short;
+        if self.plane.has_held() {
+            self.reactor.set_rest_timer();
+        }
         self.reactor.turn(wait, events)?;
         self.mailbox.awake();
         if is_short && events.is_empty() {
@@ -213,6 +216,8 @@ impl Shard {
     fn rest_when_quiet(&mut self, events: &mut Vec<Event>) {
         self.is_quiet &= events.is_empty();
         if self.reactor.take_rest_timer() {
+            self.plane.beat(&mut self.reactor.mem);
+            self.carry_out();
             if self.is_quiet {
                 self.plane.rest(&mut self.reactor.mem);
                 self.reactor.rest();

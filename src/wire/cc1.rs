@@ -19,7 +19,7 @@ pub const HEADER_LEN: usize = 8;
 /// The protocol's version, as clients are told it.
 pub const VERSION: u64 = 1;
 
-/// The byte a descriptor travels with, in a sendmsg of its own.
+/// The byte a descriptor travels with, in a message of its own.
 pub const FD_BYTE: u8 = b'F';
 
 /// A request as it came.

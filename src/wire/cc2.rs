@@ -22,6 +22,11 @@ const HEADER_WORDS_MIN: u8 = 3;
 /// The flag of a response that reports an error.
 const ERROR_FLAG: u8 = 0x10;
 
+/// The bits that mean something among a header's first 8 bytes.
+const MEANT: u64 = 0xffff_ff00_0000_1fff;
+/// What they are where a header of 12 bytes is in front of stdin.
+const PLAIN_STDIN: u64 = 0x0002_0300_0000_0200;
+
 /// What a command asks for. The numbers are the wire's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -169,6 +174,15 @@ impl Header {
             return Err(DecodeError::TooLong { len: u64::from(payload), max: u64::from(max) });
         }
         Ok(Header { kind, payload, extra: u32::from(words - HEADER_WORDS_MIN) * 4 })
+    }
+
+    /// Bytes of payload where [`Header::decode`] would find stdin and a header of 12 bytes: what nearly all frames of
+    /// a shim are, told by one comparison.
+    pub fn plain_stdin(bytes: [u8; HEADER_LEN]) -> Option<u32> {
+        let [h0, h1, h2, h3, h4, h5, h6, h7, l0, l1, l2, l3] = bytes;
+        let meant = u64::from_be_bytes([h0, h1, h2, h3, h4, h5, h6, h7]) & MEANT;
+        let payload = u32::from_be_bytes([l0, l1, l2, l3]);
+        (meant == PLAIN_STDIN && payload <= STREAM_FRAME_MAX).then_some(payload)
     }
 
     /// The header's 12 bytes. `extra` is not written.

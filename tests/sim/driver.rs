@@ -51,8 +51,8 @@ impl World {
                 assert!(self.clients[index].speaks, "{at:?} sends nothing and is paused");
                 let client = &self.clients[index];
                 let agent = &self.agents[client.agent].socket;
-                let stuck = agent.is_blocked() && client.shim.is_none();
-                client.input_is_full() || (stuck && client.to_agent.whole() > 0)
+                let stuck = agent.is_blocked() && client.to_agent.whole() > 0;
+                client.input_is_full() || stuck
             }
         };
         assert!(due || over, "{at:?} paused below the bound");

@@ -252,6 +252,7 @@ impl Client {
         (self.socket.is_blocked() || is_more || (self.spilling && !is_kept)) && !is_given_up
     }
 
+    /// The most it may owe its agent and be read.
     pub(crate) fn input_bound(&self) -> usize {
         if self.shim.is_some() { SHIM_INPUT_BUFFER } else { TO_AGENT_BUFFER }
     }
@@ -265,7 +266,9 @@ impl Client {
 
     /// Whether there is reason not to read it, however much memory is left.
     pub(crate) fn input_is_full(&self) -> bool {
-        self.to_agent.owed() >= self.input_bound() || self.is_overasked()
+        let is_held = self.shim.as_ref().is_some_and(|shim| !shim.started);
+        let bound = if is_held { SHIM_INPUT_BUFFER } else { TO_AGENT_BUFFER };
+        self.to_agent.owed() >= bound || self.is_overasked()
     }
 
     /// Whether its token, if it has one, has a shim with nothing to wait for.

@@ -183,6 +183,29 @@ fn a_shim_gone_whose_input_is_held_back_frees_its_token() {
     world.ends_well();
 }
 
+#[test]
+fn what_is_behind_input_that_nobody_takes_is_seen_after_two_beats() {
+    let mut world = World::scripted(Shape::calm());
+    let Process { agent, index, shim, connection } = world.process();
+    world.started(index, false);
+    world.socket(agent).reads = false;
+    (0..125).for_each(|_| world.shim_writes(shim, STREAM, STDIN, 4_000));
+    world.shim_writes(shim, COMMAND, 6, 20);
+    world.turns(20);
+    assert!(world.is_paused(shim), "there is nothing to be gained by reading more");
+    world.beat();
+    world.turns(5);
+    assert!(world.is_paused(shim) && world.shim(index).unanswered == 0);
+    world.beat();
+    world.turns(20);
+    assert!(!world.is_paused(shim) && world.shim(index).unanswered == 1);
+    world.socket(agent).reads = true;
+    world.answer_shim(index, connection, &[]);
+    world.come_to_rest();
+    assert_eq!(world.taken(agent), 125 * (HEADER + 4_000));
+    world.ends_well();
+}
+
 /// Found by seeds: answers nobody could get any more stayed for as long as the agent did not take the input.
 #[test]
 fn answers_are_forgotten_with_their_connection() {

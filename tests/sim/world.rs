@@ -42,6 +42,8 @@ pub(crate) enum Step {
     Note(&'static str),
 }
 
+/// Turns from one beat to the next, where no script has its own.
+const BEAT_EVERY: u64 = 64;
 /// Steps a failing seed prints.
 const STEPS_KEPT: usize = 200;
 
@@ -245,9 +247,21 @@ impl World {
             self.progress += 1;
         }
         self.run_disk();
+        if self.turns.is_multiple_of(BEAT_EVERY) {
+            self.beat();
+        }
         self.flush();
         self.end_last_sends();
         self.audit();
+    }
+
+    /// Time passes.
+    pub(crate) fn beat(&mut self) {
+        self.plane.beat(&mut self.mem);
+        let mut effects = Vec::new();
+        self.plane.take_effects(&mut effects);
+        self.progress += effects.len() as u64;
+        effects.into_iter().for_each(|effect| self.carry_out_one(effect));
     }
 
     /// Ends some of the sends that the plane says nothing waits for: nothing may come of it. That the shard may learn

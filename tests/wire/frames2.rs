@@ -216,6 +216,25 @@ fn every_kind_has_a_bound_of_payload() {
 }
 
 #[test]
+fn plain_stdin_is_what_a_decoder_finds_it_to_be() {
+    let all_but_one_bit = |bit: usize| {
+        let mut bytes = header(Kind::Stream(Stream::Stdin), STREAM_FRAME_MAX - 1);
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        bytes
+    };
+    let kinds = STREAMS.map(|stream| header(Kind::Stream(stream), 5));
+    let lengths = [0, STREAM_FRAME_MAX, STREAM_FRAME_MAX + 1].map(|len| header(Kind::Stream(Stream::Stdin), len));
+    let mut plain = 0;
+    for bytes in (0..8 * HEADER_LEN).map(all_but_one_bit).chain(kinds).chain(lengths) {
+        let is_plain = |header: &Header| header.kind == Kind::Stream(Stream::Stdin) && header.extra == 0;
+        let found = Header::decode(bytes).ok().filter(is_plain).map(|header| header.payload);
+        assert_eq!(Header::plain_stdin(bytes), found, "{bytes:x?}");
+        plain += usize::from(found.is_some());
+    }
+    assert!((30..60).contains(&plain), "{plain} of 103 were");
+}
+
+#[test]
 fn the_longest_payload_arrives() {
     let payload = vec![0x5a; STREAM_FRAME_MAX as usize];
     let bytes = encode(Kind::Stream(Stream::Stdin), &payload);

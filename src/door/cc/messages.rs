@@ -1,7 +1,7 @@
 //! Protocol 1 on the proxy socket: one request at a time, one response each.
 //!
 //! The asymmetry to know: a response is written whole before the next request is looked at, and allocateIO's
-//! descriptor leaves in a sendmsg of its own behind it.
+//! descriptor leaves in a message of its own behind it.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,7 +15,7 @@ use tracing::{debug, info};
 use super::{End, receive};
 use crate::coordinator::{Coordinator, RequestError, VmRef};
 use crate::limits::{CC1_MESSAGE_MAX, ECHO_MAX, REFUSALS_LOGGED};
-use crate::os::fds::{PeerCredentials, send_with_fd};
+use crate::os::fds::{PeerCredentials, send_then_fd, send_with_fd};
 use crate::wire::cc1::{self, AllocateIo, ContainerRef, Decoder, FD_BYTE, Hello, Hyper, Request, Response};
 
 /// Serves a client whose first bytes are `bytes`, to its end.
@@ -133,8 +133,18 @@ impl Connection {
         if self.has_left {
             return Ok(());
         }
-        self.stream.write_all(&cc1::encode(response)).await?;
-        let Some(fd) = fd else { return Ok(()) };
+        let bytes = cc1::encode(response);
+        let Some(fd) = fd else { return self.stream.write_all(&bytes).await };
+        // In one call, so that the client is woken once, by the response, and finds the descriptor behind it.
+        let both = || send_then_fd(self.stream.as_fd(), &bytes, FD_BYTE, fd.as_fd());
+        let sent = match self.stream.try_io(Interest::WRITABLE, both) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+            sent => sent?,
+        };
+        if sent > bytes.len() {
+            return Ok(());
+        }
+        self.stream.write_all(&bytes[sent..]).await?;
         self.stream.async_io(Interest::WRITABLE, || send_with_fd(self.stream.as_fd(), FD_BYTE, fd.as_fd())).await
     }
 }
