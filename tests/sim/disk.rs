@@ -283,9 +283,6 @@ impl World {
             if ended && client.slow_reader == SlowReader::Disconnect {
                 let full = client.to_client.owed() >= self.shape.tuning.session_buffer;
                 assert!(full || over, "client {index} was ended below its bound");
-                // What its agent is being sent is waited for now; closing its socket ends the wait.
-                let agent = client.agent;
-                self.agents[agent].socket.send.iter_mut().for_each(|send| send.is_last = false);
                 self.expect_session_end(index);
             }
         }

@@ -434,6 +434,8 @@ impl World {
         let mut over = self.is_over_total();
         while self.plane.carry_out_verdicts(&mut self.mem) {
             self.expect_too_slow(over);
+            // A session that ends waits for what its agent is being sent; closing its socket ends the shard's wait.
+            self.agents.iter_mut().filter_map(|agent| agent.socket.send.as_mut()).for_each(|send| send.is_last = false);
             self.flush_once();
             over = self.is_over_total();
         }
