@@ -5,6 +5,7 @@
 //! end within a bounded time, the second one is obeyed at once.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::Arc;
@@ -22,13 +23,14 @@ use crate::config::{Config, Sandbox};
 use crate::coordinator::{Coordinator, Settings, UserLimits};
 use crate::door::cc::{Allowed, Gate};
 use crate::door::{admin, cc};
-use crate::limits::{CHUNK_LEN, DESCRIPTORS_RESERVED, SOCKETS_PER_SHARD};
+use crate::limits::{CHUNK_LEN, DESCRIPTORS_RESERVED, SOCKETS_PER_SHARD, SPILL_DIR};
 use crate::os::listener::{Listener, directory_of};
+use crate::os::spill_dir::open_spill_dir;
 use crate::os::usage::Usage;
 use crate::os::{activation, calls, cpu, heap, rlimit, sandbox};
-use crate::reactor::{self, Features};
-use crate::relay::Tuning;
-use crate::shard::{self, Mailbox, Order, ShardConfig, ShardHandle};
+use crate::reactor;
+use crate::relay::{SpillBounds, SpillSpace, Tuning};
+use crate::shard::{self, Mailbox, Order, ShardConfig, ShardHandle, SpillPlace};
 
 /// Mode of the proxy socket: the owner and the group may connect.
 const PROXY_MODE: u32 = 0o660;
@@ -57,12 +59,22 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let usage = Usage::open().context("reading about this process in /proc")?;
     // Threads inherit it, so there must be none yet.
     let own_sockets = [Some(&*config.admin_socket), owned.as_ref().map(|_| &*config.socket)];
-    layers.close_paths(own_sockets.into_iter().flatten())?;
+    let spill = spill_place(&config)?;
+    layers.close_paths(own_sockets.into_iter().flatten(), spill.as_ref())?;
     let runtime = tokio_uring::Runtime::new(&runtime()).context("the coordinator's ring")?;
     let drop_capabilities = layers.close("capabilities", sandbox::check_capabilities)?;
     let reports = Arc::new(Notify::new());
     let sockets_max = u32::try_from(descriptors).unwrap_or(u32::MAX).clamp(1, SOCKETS_PER_SHARD);
-    let mut shards = start_shards(&config, features, sockets_max, drop_capabilities, &reports)?;
+    let common = ShardConfig {
+        number: 0,
+        cpu: None,
+        tuning: tuning(&config),
+        sockets: sockets_max,
+        features,
+        drop_capabilities,
+        spill,
+    };
+    let mut shards = start_shards(&config, &common, &reports)?;
     if drop_capabilities {
         sandbox::drop_capabilities().context("sandbox: capabilities")?;
     }
@@ -122,6 +134,22 @@ fn settings(config: &Config, socket: &Path, sockets_max: u32) -> Settings {
             sessions: config.max_sessions_per_user,
             bytes: config.user_buffer,
         },
+        slow_reader: config.slow_reader,
+    }
+}
+
+/// Where slow clients' output may spill. A directory that was named must do; without the default one nothing spills.
+fn spill_place(config: &Config) -> anyhow::Result<Option<SpillPlace>> {
+    let dir = config.spill_dir.as_deref().unwrap_or(Path::new(SPILL_DIR));
+    let space = SpillSpace::new(config.spill_total);
+    let bounds = SpillBounds { session: config.spill_session, space };
+    match open_spill_dir(dir) {
+        Ok(dir) => Ok(Some(SpillPlace { dir: Arc::new(dir), bounds })),
+        Err(error) if config.spill_dir.is_some() => Err(error).context("spill-dir"),
+        Err(error) => {
+            warn!(%error, "nothing spills: a VM waits as soon as a client of it does not read");
+            Ok(None)
+        }
     }
 }
 
@@ -132,28 +160,27 @@ fn gate(config: &Config, socket: &Path) -> Gate {
     Gate::new(if is_listed { Allowed::Listed { uids, gids } } else { Allowed::AsFile(socket.to_owned()) })
 }
 
-fn start_shards(
-    config: &Config,
-    features: Features,
-    sockets_max: u32,
-    drop_capabilities: bool,
-    reports: &Arc<Notify>,
-) -> anyhow::Result<Vec<ShardHandle>> {
-    let allowed = cpu::allowed().context("reading the CPUs this process may use")?;
-    let cpus = if config.cpus.is_empty() { allowed } else { config.cpus.clone() };
-    let tuning = Tuning {
+/// The bounds of a shard's plane.
+fn tuning(config: &Config) -> Tuning {
+    Tuning {
         agent_frame_max: config.agent_frame_max,
         stream_frame_max: config.stream_frame_max,
         session_buffer: config.session_buffer,
         total_buffer: config.total_buffer / config.shards,
-    };
+    }
+}
+
+/// Starts the shards, each with its number and CPU and else what is `common` to them.
+fn start_shards(config: &Config, common: &ShardConfig, reports: &Arc<Notify>) -> anyhow::Result<Vec<ShardHandle>> {
+    let allowed = cpu::allowed().context("reading the CPUs this process may use")?;
+    let cpus = if config.cpus.is_empty() { allowed } else { config.cpus.clone() };
     // As many as the limit, so that it is the limit that is hit first, where the client is told about it: a socket of
     // a shard has a plain descriptor too.
     (0..config.shards)
         .map(|number| {
             let cpu = (config.pin && !cpus.is_empty()).then(|| cpus[number % cpus.len()]);
             let number = u32::try_from(number).context("number of shards")?;
-            let shard = ShardConfig { number, cpu, tuning, sockets: sockets_max, features, drop_capabilities };
+            let shard = ShardConfig { number, cpu, ..common.clone() };
             shard::spawn(shard, Arc::clone(reports)).with_context(|| match cpu {
                 Some(cpu) => format!("starting shard {number} on CPU {cpu}"),
                 None => format!("starting shard {number}"),
@@ -191,13 +218,18 @@ impl Layers {
         }
     }
 
-    /// Closes the file system, but for removing these sockets at the end.
-    fn close_paths<'a>(self, sockets: impl Iterator<Item = &'a Path>) -> anyhow::Result<bool> {
+    /// Closes the file system, but for files that spill and for removing these sockets at the end.
+    fn close_paths<'a>(
+        self,
+        sockets: impl Iterator<Item = &'a Path>,
+        spill: Option<&SpillPlace>,
+    ) -> anyhow::Result<bool> {
         let dirs: Vec<_> = sockets.map(directory_of).collect();
         let manager = std::env::var_os("NOTIFY_SOCKET").unwrap_or_default();
         // A service manager whose socket has no file is still to be told when the daemon is ready.
         let has_no_file = manager.as_encoded_bytes().starts_with(b"@");
-        self.close("landlock", || sandbox::close_paths(&dirs, has_no_file))
+        let written = spill.map(|place| (*place.dir).as_fd());
+        self.close("landlock", || sandbox::close_paths(&dirs, written, has_no_file))
     }
 }
 

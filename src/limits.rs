@@ -73,6 +73,34 @@ pub const COPY_MAX: usize = 512;
 /// Bytes one session may owe its client before its VM's stream channel stops being read (`--session-buffer`).
 pub const SESSION_BUFFER: usize = 8 * 1024 * 1024;
 
+/// Bytes of a spilling session's output that are kept in memory in front of its file; a smaller `--session-buffer`
+/// keeps half of it.
+pub const SPILL_HEAD: usize = 1024 * 1024;
+
+/// Bytes of one write to a spill file, and of one read; a smaller `--session-buffer` writes a quarter of it.
+pub const SPILL_SEGMENT: usize = 256 * 1024;
+
+/// Bytes read back from a spill file whose space is given back at once.
+pub const SPILL_PUNCH: u64 = 4 * 1024 * 1024;
+
+/// Bytes one session's spill file may have (`--spill-session`).
+pub const SPILL_SESSION: u64 = 1024 * 1024 * 1024;
+
+/// Bytes all spill files may have together (`--spill-total`).
+pub const SPILL_TOTAL: u64 = 4 * 1024 * 1024 * 1024;
+
+/// Where spill files are unless an operator says otherwise (`--spill-dir`). Source: hier(7).
+pub const SPILL_DIR: &str = "/var/tmp";
+
+/// The most either may be raised to.
+pub const SPILL_CEILING: u64 = 1 << 50;
+
+/// The least either may be lowered to: a few writes.
+pub const SPILL_FLOOR: u64 = 1024 * 1024;
+
+/// Milliseconds after which a session that could not write to its spill file tries again, though nothing else happened.
+pub const SPILL_RETRY_MS: u64 = 1_000;
+
 /// Bytes one session may owe its agent before its client stops being read. While the agent takes nothing its client
 /// stops at the first whole frame.
 pub const TO_AGENT_BUFFER: usize = 128 * 1024;

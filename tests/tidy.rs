@@ -32,7 +32,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("door", &["coordinator", "shard", "relay", "reactor", "wire", "os", "buf"]),
     ("agent", &["wire", "os"]),
     ("client", &["wire", "os"]),
-    ("config", &[]),
+    ("config", &["wire"]),
     ("daemon", &["config", "door", "coordinator", "shard", "relay", "reactor", "os", "wire", "buf", "agent", "client"]),
     (
         "cli",

@@ -207,7 +207,7 @@ impl Rig {
         self.carry_out();
         self.plane.clear_views();
         self.plane.relieve(&mut self.mem);
-        assert!(!self.plane.give_up_stuck(&mut self.mem), "no shim is gone");
+        assert!(!self.plane.carry_out_verdicts(&mut self.mem), "no shim is gone");
     }
 
     /// Turns until nothing is in flight, with peers that take everything.

@@ -170,7 +170,7 @@ fn table(texts: &[&'static str], amounts: &[&'static str], rates: bool) -> Table
 }
 
 fn shards(now: &Status, rates: Option<&Rates<'_>>) -> Table {
-    let amounts = ["LOAD", "VMS", "SESSIONS", "TURNS", "TO CLIENTS", "TO AGENTS", "HELD", "BLOCKED"];
+    let amounts = ["LOAD", "VMS", "SESSIONS", "TURNS", "TO CLIENTS", "TO AGENTS", "HELD", "SPILLED", "BLOCKED"];
     let mut table = table(&["SHARD", "CPU"], &amounts, rates.is_some());
     for shard in &now.shards {
         let mut row = vec![
@@ -183,6 +183,7 @@ fn shards(now: &Status, rates: Option<&Rates<'_>>) -> Table {
             show::bytes(shard.to_client.bytes),
             show::bytes(shard.to_agent.bytes),
             show::bytes(shard.chunks_in_use.saturating_mul(crate::limits::CHUNK_LEN as u64)),
+            show::bytes(shard.spill_bytes),
             shard.links_blocked.to_string(),
         ];
         if let Some(rates) = rates {
@@ -228,6 +229,8 @@ fn sessions(now: &Status, rates: Option<&Rates<'_>>) -> Table {
         let blocks = vm.blocked_by == Some(session.io_base);
         let remark = if blocks {
             ", blocks its VM"
+        } else if session.spilled > 0 {
+            ", spills"
         } else if session.slow {
             ", slow"
         } else {
@@ -266,9 +269,11 @@ fn notes(now: &Status) -> Vec<String> {
     for vm in &now.vms {
         let id = show::plain(&vm.id);
         if let Some(seq) = vm.blocked_by {
-            let queued = vm.sessions.iter().find(|s| s.io_base == seq).map_or(0, |s| s.queued_to_client);
-            let queued = show::bytes(queued);
-            notes.push(format!("VM {id} is not read: the client of session {seq} does not read its {queued}"));
+            let session = vm.sessions.iter().find(|s| s.io_base == seq);
+            let queued = show::bytes(session.map_or(0, |s| s.queued_to_client));
+            let why = session.and_then(|s| s.spill_stopped.as_deref());
+            let why = why.map(|why| format!(", and no more can spill: {}", show::plain(why))).unwrap_or_default();
+            notes.push(format!("VM {id} is not read: the client of session {seq} does not read its {queued}{why}"));
         }
         if vm.state == "unresponsive" {
             let command = vm.command.as_deref().map_or("a command".to_owned(), show::plain);
@@ -280,6 +285,13 @@ fn notes(now: &Status) -> Vec<String> {
             notes.push(format!(
                 "shard {} saw {} stale completions: a fault of ours, please report it",
                 shard.shard, shard.stale_completions
+            ));
+        }
+        if shard.sessions_too_slow > 0 {
+            notes.push(format!(
+                "shard {} ended {} whose clients did not read; see the log",
+                shard.shard,
+                show::many(shard.sessions_too_slow, "session")
             ));
         }
         if shard.faulty_peers > 0 {
@@ -315,6 +327,8 @@ mod tests {
             streams: 1,
             state: "open".into(),
             queued_to_client: 8 << 20,
+            spilled: 6 << 20,
+            spill_stopped: Some("ENOSPC: No space left on device".into()),
             ..SessionStatus::default()
         };
         let vm = VmStatus {
@@ -362,7 +376,8 @@ mod tests {
             "vm\\u{7}1  unresponsive  ping (+2)",
             "7-8  vm\\u{7}1  open, slow",
             "9    vm\\u{7}1  open, blocks its VM",
-            "VM vm\\u{7}1 is not read: the client of session 9 does not read its 8.0 MiB",
+            "VM vm\\u{7}1 is not read: the client of session 9 does not read its 8.0 MiB, and",
+            "no more can spill: ENOSPC",
             "VM vm\\u{7}1 does not answer ping; 2 more wait",
         ] {
             assert!(text.contains(expected), "{expected:?} is not in\n{text}");

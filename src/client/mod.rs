@@ -49,9 +49,9 @@ use serde_json::value::RawValue;
 
 use crate::limits;
 use crate::os::fds;
-use crate::wire::DecodeError;
 use crate::wire::cc1;
 use crate::wire::hyper::StreamSeq;
+use crate::wire::{DecodeError, SlowReader};
 
 pub use runtime::RuntimeClient;
 pub use session::{Batch, Event, STDIN_PAYLOAD_MAX, Session, SessionReader, SessionWriter, Stream};
@@ -113,6 +113,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug)]
 pub struct Client {
     socket: UnixStream,
+    slow_reader: Option<SlowReader>,
 }
 
 impl Client {
@@ -122,6 +123,12 @@ impl Client {
     /// [`Error::Connect`].
     pub fn connect(path: impl AsRef<Path>) -> Result<Client> {
         socket::connect(path.as_ref()).map(Client::from)
+    }
+
+    /// Says what is to be done when the client of a session made from now on does not read; `None`: what the daemon
+    /// does by default.
+    pub fn set_slow_reader(&mut self, policy: Option<SlowReader>) {
+        self.slow_reader = policy;
     }
 
     /// Bounds the time each answer may take; `None`, the default, waits as long as the daemon does.
@@ -156,7 +163,8 @@ impl Client {
     /// # Errors
     /// [`Error::Refused`] when not attached or out of something; else see [`Error`].
     pub fn allocate_io(&mut self, streams: u8) -> Result<(StreamSeq, OwnedFd)> {
-        let data = self.request("allocateIO", &cc1::AllocateIo { n_streams: i64::from(streams) })?;
+        let asked = cc1::AllocateIo { n_streams: i64::from(streams), slow_reader: self.slow_reader };
+        let data = self.request("allocateIO", &asked)?;
         let data = data.ok_or_else(|| Error::Protocol("allocateIO was answered without data".to_owned()))?;
         let allocated: cc1::AllocateIoResult =
             serde_json::from_value(data).map_err(|e| Error::Protocol(format!("allocateIO's answer: {e}")))?;
@@ -237,7 +245,7 @@ impl Client {
 
 impl From<UnixStream> for Client {
     fn from(socket: UnixStream) -> Client {
-        Client { socket }
+        Client { socket, slow_reader: None }
     }
 }
 

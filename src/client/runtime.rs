@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Error, Result, raw, socket, utf8_path};
 use crate::limits;
+use crate::wire::SlowReader;
 use crate::wire::cc2::{self, Command, Kind};
 
 /// Bytes read at once.
@@ -22,6 +23,7 @@ const READ_BUFFER: usize = 4 * 1024;
 pub struct RuntimeClient {
     socket: UnixStream,
     decoder: cc2::Decoder,
+    slow_reader: Option<SlowReader>,
 }
 
 impl RuntimeClient {
@@ -31,6 +33,12 @@ impl RuntimeClient {
     /// [`Error::Connect`].
     pub fn connect(path: impl AsRef<Path>) -> Result<RuntimeClient> {
         socket::connect(path.as_ref()).map(RuntimeClient::from)
+    }
+
+    /// Says what is to be done when nobody reads the output of tokens asked for from now on; `None`: what the daemon
+    /// does by default.
+    pub fn set_slow_reader(&mut self, policy: Option<SlowReader>) {
+        self.slow_reader = policy;
     }
 
     /// Bounds the time each answer may take; `None`, the default, waits as long as the daemon does.
@@ -60,6 +68,7 @@ impl RuntimeClient {
             io_serial: utf8_path(io)?,
             console: console.map(utf8_path).transpose()?.unwrap_or_default(),
             num_io_streams: i64::from(streams),
+            slow_reader: self.slow_reader,
         };
         registered(&self.request(Command::RegisterVm, &payload)?)
     }
@@ -70,7 +79,8 @@ impl RuntimeClient {
     /// [`Error::Refused`] when the daemon does not know it; else see [`Error`]. A daemon that serves only protocol 1
     /// closes the connection: [`Error::Lost`].
     pub fn attach_vm(&mut self, id: &str, streams: u32) -> Result<(String, Vec<String>)> {
-        let payload = cc2::AttachVm { container_id: id.to_owned(), num_io_streams: i64::from(streams) };
+        let (container_id, num_io_streams) = (id.to_owned(), i64::from(streams));
+        let payload = cc2::AttachVm { container_id, num_io_streams, slow_reader: self.slow_reader };
         registered(&self.request(Command::AttachVm, &payload)?)
     }
 
@@ -79,7 +89,7 @@ impl RuntimeClient {
     /// # Errors
     /// [`Error::Refused`] when the daemon does not know it; else see [`Error`].
     pub fn unregister_vm(&mut self, id: &str) -> Result<()> {
-        let payload = cc2::AttachVm { container_id: id.to_owned(), num_io_streams: 0 };
+        let payload = cc2::AttachVm { container_id: id.to_owned(), ..cc2::AttachVm::default() };
         self.request(Command::UnregisterVm, &payload).map(drop)
     }
 
@@ -136,7 +146,7 @@ impl RuntimeClient {
 
 impl From<UnixStream> for RuntimeClient {
     fn from(socket: UnixStream) -> RuntimeClient {
-        RuntimeClient { socket, decoder: cc2::Decoder::default() }
+        RuntimeClient { socket, decoder: cc2::Decoder::default(), slow_reader: None }
     }
 }
 

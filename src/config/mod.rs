@@ -16,6 +16,7 @@ pub use file::ConfigFile;
 pub use value::{CpuList, Size};
 
 use crate::limits;
+use crate::wire::SlowReader;
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, clap::ValueEnum)]
@@ -94,6 +95,14 @@ pub struct Config {
     pub allow_uids: Vec<u32>,
     /// Groups whose members may connect. With no user and no group: the socket's owner and group.
     pub allow_gids: Vec<u32>,
+    /// What is done about a session whose client does not read, unless it says otherwise.
+    pub slow_reader: SlowReader,
+    /// Where output of slow clients spills; `None`: [`limits::SPILL_DIR`], if that can be written to.
+    pub spill_dir: Option<PathBuf>,
+    /// Bytes of one session's spill file.
+    pub spill_session: u64,
+    /// Bytes of all spill files together.
+    pub spill_total: u64,
 }
 
 /// The table of settings: each field is a flag of `ringway serve` and a key of the file, of the same name.
@@ -177,6 +186,18 @@ pub struct Settings {
     /// Let members of this group connect to the proxy socket; may be given several times [default: as for --allow-uid]
     #[arg(long, value_name = "GID")]
     pub allow_gid: Vec<u32>,
+    /// What to do when a client does not read and session-buffer is full: spill, block, disconnect [default: spill]
+    #[arg(long, value_name = "POLICY")]
+    pub slow_reader: Option<SlowReader>,
+    /// Directory for the files that output of slow clients spills to [default: /var/tmp]
+    #[arg(long, value_name = "DIR")]
+    pub spill_dir: Option<PathBuf>,
+    /// Bytes one session may spill before its VM stops being read [default: 1GiB]
+    #[arg(long, value_name = "BYTES")]
+    pub spill_session: Option<Size>,
+    /// Bytes all sessions together may spill [default: 4GiB]
+    #[arg(long, value_name = "BYTES")]
+    pub spill_total: Option<Size>,
 }
 
 /// A setting with a value it cannot have.
@@ -238,6 +259,10 @@ impl Settings {
             user_buffer: self.user_buffer.or(below.user_buffer),
             allow_uid: if self.allow_uid.is_empty() { below.allow_uid } else { self.allow_uid },
             allow_gid: if self.allow_gid.is_empty() { below.allow_gid } else { self.allow_gid },
+            slow_reader: self.slow_reader.or(below.slow_reader),
+            spill_dir: self.spill_dir.or(below.spill_dir),
+            spill_session: self.spill_session.or(below.spill_session),
+            spill_total: self.spill_total.or(below.spill_total),
         }
     }
 
@@ -249,6 +274,7 @@ impl Settings {
         let stream_frame = (u64::from(limits::CC1_FRAME_MAX), u64::from(limits::STREAM_FRAME_MAX));
         let control = (limits::CONTROL_MESSAGE_FLOOR as u64, limits::CC1_MESSAGE_MAX as u64);
         let buffer = (limits::SESSION_BUFFER_FLOOR as u64, limits::TOTAL_BUFFER_CEILING as u64);
+        let spill = (limits::SPILL_FLOOR, limits::SPILL_CEILING);
         check_path("socket", self.socket.as_deref())?;
         check_path("admin-socket", self.admin_socket.as_deref())?;
         check_range("shards", count(self.shards), (1, limits::SHARDS_MAX as u64))?;
@@ -262,6 +288,8 @@ impl Settings {
         check_range("stop-timeout", self.stop_timeout, (0, limits::SECONDS_MAX))?;
         check_range("max-clients", count(self.max_clients), (1, limits::CLIENTS_CEILING as u64))?;
         self.check_shares()?;
+        check_range("spill-session", size(self.spill_session), spill)?;
+        check_range("spill-total", size(self.spill_total), spill)?;
         check_log(self.log.as_deref())
     }
 
@@ -301,6 +329,12 @@ impl Settings {
         }
         let max_clients = self.max_clients.unwrap_or(limits::CLIENTS_MAX);
         let others = max_clients / limits::CLIENTS_LEFT_TO_OTHERS;
+        let spill_total = self.spill_total.map_or(limits::SPILL_TOTAL, |size| size.0);
+        let spill_session = self.spill_session.map_or(limits::SPILL_SESSION.min(spill_total), |size| size.0);
+        if spill_session > spill_total {
+            let text = format!("spill-session ({spill_session} bytes) is over spill-total ({spill_total} bytes)");
+            return Err(ConfigError(text));
+        }
         Ok(Config {
             socket,
             admin_socket,
@@ -327,6 +361,10 @@ impl Settings {
             user_buffer: bytes(self.user_buffer, limits::USER_BUFFER),
             allow_uids: self.allow_uid,
             allow_gids: self.allow_gid,
+            slow_reader: self.slow_reader.unwrap_or_default(),
+            spill_dir: self.spill_dir,
+            spill_session,
+            spill_total,
         })
     }
 }

@@ -50,6 +50,7 @@ use crate::os::guest_socket::PathError;
 use crate::os::usage::{self, Usage};
 use crate::relay;
 use crate::shard::{Order, Report, ShardHandle};
+use crate::wire::SlowReader;
 use crate::wire::admin::{Counters, ShardStatus, Status, VmStatus};
 use crate::wire::cc1;
 use crate::wire::hyper::{Code, MESSAGE_HEADER_LEN, Message, StreamSeq};
@@ -84,6 +85,8 @@ pub struct Settings {
     pub commands_per_vm: usize,
     /// What one user may have.
     pub user: UserLimits,
+    /// What is done about a session whose client does not read, unless it says otherwise.
+    pub slow_reader: SlowReader,
 }
 
 #[derive(Debug)]
@@ -319,7 +322,9 @@ impl Coordinator {
         vm: &VmRef,
         streams: i64,
         user: &Rc<User>,
+        slow_reader: Option<SlowReader>,
     ) -> Result<(StreamSeq, OwnedFd), RequestError> {
+        let slow_reader = slow_reader.unwrap_or(self.0.settings.slow_reader);
         let streams = match streams {
             1 => 1,
             2 => 2,
@@ -349,7 +354,7 @@ impl Coordinator {
         })?;
         self.0.owners.borrow_mut().insert(base.0, Rc::clone(user));
         self.count(|counters| counters.sessions_opened += 1);
-        self.post(shard, Order::OpenSession { vm: vm.key, base, streams, fd: ours }).await;
+        self.post(shard, Order::OpenSession { vm: vm.key, base, streams, slow_reader, fd: ours }).await;
         debug!(vm = vm.id(), session = base.0, streams, "session allocated");
         Ok((base, theirs))
     }
@@ -485,6 +490,8 @@ impl Coordinator {
                 let vm = self.name(key);
                 if why.is_fault() {
                     warn!(session = base.0, vm, %why, "session ended by its client's fault");
+                } else if why.is_loss() {
+                    warn!(session = base.0, vm, %why, "session ended before its client had read its output");
                 } else {
                     debug!(session = base.0, vm, %why, "session ended");
                 }
@@ -511,6 +518,11 @@ impl Coordinator {
                 let vm = self.name(vm);
                 debug!(vm, "the VM's stream channel is read again");
             }
+            Report::Relay(
+                report @ (relay::Report::SpillBegan { .. }
+                | relay::Report::SpillStopped { .. }
+                | relay::Report::SpillEnded { .. }),
+            ) => self.log_spill(report),
             Report::Relay(report) => self.take_token_report(report).await,
             Report::Drained => {
                 self.0.draining.set(self.0.draining.get().saturating_sub(1));
@@ -523,6 +535,28 @@ impl Coordinator {
                 tracing::error!(shard, %error, "the shard's ring failed; the daemon cannot go on");
                 self.0.failed.notify_one();
             }
+        }
+    }
+
+    /// Says in the log what a session's spill file is at.
+    fn log_spill(&self, report: relay::Report) {
+        match report {
+            relay::Report::SpillBegan { vm, base } => {
+                info!(vm = self.name(vm), session = base.0, "a client does not keep up: its output spills to a file");
+            }
+            relay::Report::SpillStopped { vm, base, why } => {
+                let vm = self.name(vm);
+                warn!(
+                    vm,
+                    session = base.0,
+                    why,
+                    "a client's output cannot spill: its VM waits when memory is full too"
+                );
+            }
+            relay::Report::SpillEnded { vm, base } => {
+                info!(vm = self.name(vm), session = base.0, "a client has caught up: its spill file is gone");
+            }
+            _ => {}
         }
     }
 

@@ -19,6 +19,7 @@ use crate::limits::TOKENS_PER_REQUEST;
 use crate::os::fds::PeerCredentials;
 use crate::relay::{self, Gone};
 use crate::shard::{Order, TokenOrder};
+use crate::wire::SlowReader;
 use crate::wire::cc2::{self, Frame, Kind, SessionToken, Signal, TOKEN_LEN};
 use crate::wire::hyper::{
     Code, KillContainer, MESSAGE_HEADER_LEN, Message, ProcessEvent, SignalProcess, StreamSeq, WinSize,
@@ -73,7 +74,14 @@ impl Coordinator {
     ///
     /// # Errors
     /// What the client is told.
-    pub async fn tokens(&self, vm: &VmRef, count: i64, user: &Rc<User>) -> Result<Option<Vec<String>>, RequestError> {
+    pub async fn tokens(
+        &self,
+        vm: &VmRef,
+        count: i64,
+        user: &Rc<User>,
+        slow_reader: Option<SlowReader>,
+    ) -> Result<Option<Vec<String>>, RequestError> {
+        let slow_reader = slow_reader.unwrap_or(self.0.settings.slow_reader);
         Coordinator::check_tokens(count)?;
         let count = usize::try_from(count).unwrap_or_default();
         let mut made = Vec::with_capacity(count);
@@ -100,7 +108,7 @@ impl Coordinator {
         };
         self.count(|counters| counters.sessions_opened += count as u64);
         for &(base, _) in &made {
-            self.post(shard, Order::OpenToken { vm: vm.key, base }).await;
+            self.post(shard, Order::OpenToken { vm: vm.key, base, slow_reader }).await;
         }
         let texts: Vec<String> = made.iter().map(|(_, token)| token.to_string()).collect();
         Ok((!texts.is_empty()).then_some(texts))

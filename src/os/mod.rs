@@ -17,6 +17,7 @@ pub mod rooted;
 pub mod sandbox;
 pub mod serial;
 pub mod signals;
+pub mod spill_dir;
 pub mod terminal;
 pub mod usage;
 pub mod watched;

@@ -6,6 +6,7 @@
 
 use std::error::Error;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 
 use landlock::{
@@ -23,19 +24,23 @@ use rustix::thread::{
 const RULES: ABI = ABI::V8;
 
 /// Forbids to gain rights by running a program, and to do anything with files by their names but to look where a name
-/// leads, to connect to sockets, and to remove files below `emptied`. TCP goes with it, and signals to others; with
-/// `abstract_sockets` it stays possible to connect to sockets without a file.
+/// leads, to connect to sockets, to write and read files below `written`, and to remove files below `emptied`. TCP goes
+/// with it, and signals to others; with `abstract_sockets` it stays possible to connect to sockets without a file.
 ///
 /// # Errors
 /// Where the kernel has no landlock, with what to do about it; then rights cannot be gained any more, and nothing else
 /// has changed.
-pub fn close_paths(emptied: &[&Path], abstract_sockets: bool) -> io::Result<()> {
+pub fn close_paths(emptied: &[&Path], written: Option<BorrowedFd<'_>>, abstract_sockets: bool) -> io::Result<()> {
     rustix::thread::set_no_new_privs(true)?;
     landlock_version()?;
-    restrict_paths(emptied, abstract_sockets).map_err(io::Error::other)
+    restrict_paths(emptied, written, abstract_sockets).map_err(io::Error::other)
 }
 
-fn restrict_paths(emptied: &[&Path], abstract_sockets: bool) -> Result<(), Box<dyn Error + Send + Sync>> {
+fn restrict_paths(
+    emptied: &[&Path],
+    written: Option<BorrowedFd<'_>>,
+    abstract_sockets: bool,
+) -> Result<(), Box<dyn Error + Send + Sync>> {
     let mut scopes = Scope::from_all(RULES);
     if abstract_sockets {
         scopes.remove(Scope::AbstractUnixSocket);
@@ -47,6 +52,9 @@ fn restrict_paths(emptied: &[&Path], abstract_sockets: bool) -> Result<(), Box<d
     let mut rules = rules.create()?;
     for dir in emptied {
         rules = rules.add_rule(PathBeneath::new(PathFd::new(dir)?, AccessFs::RemoveFile))?;
+    }
+    if let Some(dir) = written {
+        rules = rules.add_rule(PathBeneath::new(dir, AccessFs::ReadFile | AccessFs::WriteFile))?;
     }
     rules.restrict_self()?;
     Ok(())

@@ -10,15 +10,16 @@ mod op_tag;
 mod probe;
 mod send_op;
 mod sockets;
+mod spill_file;
 #[cfg(test)]
 mod tests;
+mod timer;
 mod wake;
 
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::ptr;
-use std::time::Duration;
 
 use io_uring::{IoUring, cqueue, opcode, register::Restriction, squeue, types};
 use nix::errno::Errno;
@@ -29,13 +30,17 @@ pub use self::buf_pool::{BufGroup, BufPool};
 pub use self::op_tag::{OpKind, OpTag};
 pub use self::probe::{Features, MINIMUM_KERNEL, ProbeError, check_release, disabled_setting, probe, release};
 pub use self::sockets::SocketId;
+pub use self::spill_file::{FileEvent, FileId};
 pub use self::wake::Waker;
 
 use self::send_op::SendOp;
 use self::sockets::{Receive, Sockets};
+use self::spill_file::Files;
+use self::timer::Timer;
 use crate::buf::{BufView, ChunkPool, Direction, Memory};
 use crate::limits::{
-    REST_MS, SPARE_CHUNKS, SPARE_SENDS, TO_AGENT_BUFFERS, TO_AGENT_BUFFERS_INCREMENTAL, TO_CLIENT_BUFFERS,
+    REST_MS, SPARE_CHUNKS, SPARE_SENDS, SPILL_RETRY_MS, TO_AGENT_BUFFERS, TO_AGENT_BUFFERS_INCREMENTAL,
+    TO_CLIENT_BUFFERS,
 };
 use crate::os::calls::RING_FILES_UPDATE;
 use crate::os::fds::discard_unread;
@@ -66,6 +71,8 @@ pub enum Event {
     Room(SocketId),
     /// The peer closed altogether.
     HungUp(SocketId),
+    /// An operation on a spill file ended.
+    File(FileId, FileEvent),
 }
 
 /// Counters of one reactor.
@@ -87,6 +94,7 @@ pub struct Reactor {
     /// Receive buffers and chunks.
     pub mem: Memory<BufPool>,
     sockets: Sockets,
+    files: Files,
     starved: Starved,
     /// Sockets whose receive is armed when the turn begins.
     due: Vec<SocketId>,
@@ -100,17 +108,9 @@ pub struct Reactor {
     spare_sends: Vec<Box<SendOp>>,
     waker: Waker,
     wake_count: Box<u64>,
-    rest_time: Box<types::Timespec>,
-    rest_timer: RestTimer,
+    rest_timer: Timer,
+    retry_timer: Timer,
     counters: Counters,
-}
-
-/// The timer after whose end a shard looks whether it is at rest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum RestTimer {
-    Off,
-    Set,
-    Ended,
 }
 
 /// Sockets whose receive found no buffer, oldest first.
@@ -144,7 +144,7 @@ impl std::fmt::Debug for Ring {
 }
 
 /// All that a shard's ring is ever asked for: operations, flags of theirs, and registrations.
-const OPERATIONS: [(u8, &str); 7] = [
+const OPERATIONS: [(u8, &str); 12] = [
     (opcode::RecvMulti::CODE, "receive"),
     (opcode::Send::CODE, "send"),
     (opcode::SendMsg::CODE, "sendmsg"),
@@ -152,9 +152,14 @@ const OPERATIONS: [(u8, &str); 7] = [
     (opcode::AsyncCancel::CODE, "cancel"),
     (opcode::Read::CODE, "read"),
     (opcode::Timeout::CODE, "timeout"),
+    (opcode::OpenAt::CODE, "openat"),
+    (opcode::Writev::CODE, "writev"),
+    (opcode::Readv::CODE, "readv"),
+    (opcode::Fallocate::CODE, "fallocate"),
+    (opcode::Close::CODE, "close"),
 ];
-const OPERATION_FLAGS: [squeue::Flags; 3] =
-    [squeue::Flags::FIXED_FILE, squeue::Flags::BUFFER_SELECT, squeue::Flags::SKIP_SUCCESS];
+const OPERATION_FLAGS: [squeue::Flags; 4] =
+    [squeue::Flags::FIXED_FILE, squeue::Flags::BUFFER_SELECT, squeue::Flags::SKIP_SUCCESS, squeue::Flags::ASYNC];
 
 /// Makes the ring refuse for good what is not listed above, and enables it for the calling thread.
 fn restrict_and_enable(ring: &IoUring) -> io::Result<()> {
@@ -203,6 +208,7 @@ impl Reactor {
             ring: Ring(ring),
             mem: Memory { leases, chunks: ChunkPool::default() },
             sockets: Sockets::new(sockets),
+            files: Files::default(),
             starved: Starved::default(),
             due: Vec::new(),
             tacit: Vec::new(),
@@ -211,8 +217,8 @@ impl Reactor {
             spare_sends: Vec::new(),
             waker,
             wake_count: Box::new(0),
-            rest_time: Box::new(Duration::from_millis(REST_MS).into()),
-            rest_timer: RestTimer::Off,
+            rest_timer: Timer::of(REST_MS),
+            retry_timer: Timer::of(SPILL_RETRY_MS),
             counters: Counters::default(),
         };
         reactor.arm_wake();
@@ -413,26 +419,6 @@ impl Reactor {
         self.tacit = tacit;
     }
 
-    /// Ends a wait some time ([`REST_MS`]) from now, once; nothing where that is under way.
-    pub fn set_rest_timer(&mut self) {
-        if self.rest_timer == RestTimer::Off {
-            self.rest_timer = RestTimer::Set;
-            let entry = opcode::Timeout::new(&raw const *self.rest_time).build();
-            let tag = OpTag { kind: OpKind::Rest, slot: 0, generation: 0 };
-            // SAFETY: the boxed time stays where it is until the ring is gone, and nobody writes it.
-            unsafe { self.submit(entry, tag) };
-        }
-    }
-
-    /// Whether that time has passed; `true` once.
-    pub fn take_rest_timer(&mut self) -> bool {
-        let has_ended = self.rest_timer == RestTimer::Ended;
-        if has_ended {
-            self.rest_timer = RestTimer::Off;
-        }
-        has_ended
-    }
-
     /// Whether it holds memory that only traffic needs.
     pub fn has_surplus(&self) -> bool {
         let BufPool { to_client, to_agent } = &self.mem.leases;
@@ -490,8 +476,12 @@ impl Reactor {
         };
         match tag.kind {
             OpKind::Wake => return self.arm_wake(),
-            OpKind::Rest => return self.rest_timer = RestTimer::Ended,
-            _ => {}
+            OpKind::Rest | OpKind::Retry => return self.timer_ended(tag.kind),
+            OpKind::OpenFile | OpKind::WriteFile | OpKind::ReadFile | OpKind::PunchFile => {
+                return self.file_completed(tag, result, events);
+            }
+            OpKind::CloseFile => return,
+            OpKind::Receive | OpKind::Send | OpKind::HangUp | OpKind::Cancel | OpKind::Room => {}
         }
         let view = cqueue::buffer_select(flags).map(|buf| (buf, cqueue::buffer_more(flags)));
         let id = SocketId { slot: tag.slot, generation: tag.generation };
@@ -514,7 +504,7 @@ impl Reactor {
                 }
             }
             OpKind::HangUp => self.hang_up_completed(id, result, ended, events),
-            OpKind::Cancel | OpKind::Wake | OpKind::Rest => {}
+            _ => {}
         }
         self.retire(id);
     }
@@ -571,14 +561,19 @@ impl Reactor {
     fn send_ended(&mut self, id: SocketId, outcome: Result<usize, Errno>, events: &mut Vec<Event>) {
         let socket = self.sockets.current(id);
         let closing = socket.closing;
-        if let Some(mut op) = socket.send.take() {
-            op.unload(&mut self.mem);
-            if self.spare_sends.len() < SPARE_SENDS {
-                self.spare_sends.push(op);
-            }
+        if let Some(op) = socket.send.take() {
+            self.spare(op);
         }
         if !closing {
             events.push(Event::Sent(id, outcome));
+        }
+    }
+
+    /// An operation has ended: gives its references back, and keeps it for the next one.
+    fn spare(&mut self, mut op: Box<SendOp>) {
+        op.unload(&mut self.mem);
+        if self.spare_sends.len() < SPARE_SENDS {
+            self.spare_sends.push(op);
         }
     }
 

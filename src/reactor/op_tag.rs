@@ -21,6 +21,18 @@ pub enum OpKind {
     Room = 6,
     /// Waits for some time.
     Rest = 7,
+    /// Makes a spill file.
+    OpenFile = 8,
+    /// Writes to it.
+    WriteFile = 9,
+    /// Reads from it.
+    ReadFile = 10,
+    /// Gives a part of its space back.
+    PunchFile = 11,
+    /// Closes it.
+    CloseFile = 12,
+    /// Waits until who could not spill may try again.
+    Retry = 13,
 }
 
 /// `user_data` as a type.
@@ -54,6 +66,12 @@ impl OpTag {
             5 => OpKind::Wake,
             6 => OpKind::Room,
             7 => OpKind::Rest,
+            8 => OpKind::OpenFile,
+            9 => OpKind::WriteFile,
+            10 => OpKind::ReadFile,
+            11 => OpKind::PunchFile,
+            12 => OpKind::CloseFile,
+            13 => OpKind::Retry,
             _ => return None,
         };
         Some(OpTag { kind, slot: data as u32, generation: (data >> 32) as u32 % OpTag::GENERATIONS })
@@ -66,7 +84,7 @@ mod tests {
 
     #[test]
     fn tags_survive_the_ring() {
-        for kind in [OpKind::Receive, OpKind::Send, OpKind::HangUp, OpKind::Cancel, OpKind::Wake] {
+        for kind in (1..=13).map(|kind| OpTag::decode(kind << 56).unwrap().kind) {
             for (slot, generation) in [(0, 0), (1, OpTag::GENERATIONS - 1), (u32::MAX, 77)] {
                 let tag = OpTag { kind, slot, generation };
                 assert_eq!(OpTag::decode(tag.encode()), Some(tag));

@@ -1,4 +1,5 @@
-//! One send in flight: the kernel's view of the pieces, at an address that does not move while it reads them.
+//! One send in flight, or one write or read of a file: the kernel's view of the pieces, at an address that does not
+//! move while it uses them.
 
 use std::fmt;
 use std::ptr;
@@ -50,6 +51,24 @@ impl SendOp {
         }
         self.header.msg_iov = self.pieces.as_mut_ptr();
         self.header.msg_iovlen = self.pieces.len();
+    }
+
+    /// The same for chunks that are to be filled, one piece of each.
+    pub(super) fn load_to_fill<L: Leases>(&mut self, mem: &mut Memory<L>, views: &[BufView]) {
+        self.pieces.clear();
+        self.sources.clear();
+        for &view in views {
+            let Source::Chunk(chunk) = view.source else { unreachable!("receive buffers are the kernel's to fill") };
+            let bytes = &mut mem.chunks.bytes_mut(chunk)[view.range()];
+            self.pieces.push(libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() });
+            mem.retain(view.source);
+            self.sources.push(view.source);
+        }
+    }
+
+    /// The list of pieces and how many they are, for the kernel to read.
+    pub(super) fn pieces(&self) -> (*const libc::iovec, u32) {
+        (self.pieces.as_ptr(), u32::try_from(self.pieces.len()).expect("as many as one operation takes"))
     }
 
     /// Bytes of all pieces.

@@ -33,13 +33,12 @@ fn operations_that_are_not_listed_are_refused() {
     let (here, path) = (types::Fd(libc::AT_FDCWD), c"/".as_ptr());
     let unlisted = [
         opcode::Nop::new().build(),
-        opcode::OpenAt::new(here, path).flags(libc::O_PATH).build(),
         opcode::Socket::new(libc::AF_INET, libc::SOCK_STREAM, 0).build(),
         opcode::Connect::new(types::Fd(0), ptr::null(), 0).build(),
         opcode::Accept::new(types::Fd(0), ptr::null_mut(), ptr::null_mut()).build(),
         opcode::Write::new(types::Fd(0), ptr::null(), 0).build(),
         opcode::UnlinkAt::new(here, path).build(),
-        opcode::Close::new(types::Fd(0)).build(),
+        opcode::Splice::new(types::Fd(0), -1, types::Fd(0), -1, 0).build(),
         cancel().flags(squeue::Flags::IO_DRAIN),
     ];
     for entry in unlisted {

@@ -3,6 +3,7 @@
 //! Plain data. The asymmetry to know: identifiers of links and sessions are this plane's own and are reused;
 //! outside they are known by VM number and first sequence.
 
+use super::spill::SpillOp;
 use crate::wire::DecodeError;
 use crate::wire::admin::{Flow, SessionStatus};
 use crate::wire::cc2;
@@ -57,6 +58,12 @@ pub enum Gone {
     /// Nothing came of it in time.
     #[error("no process was started for it in time")]
     TooLate,
+    /// Its client does not read, and it is to end then.
+    #[error("the client does not read: it is owed more than {0} bytes")]
+    TooSlow(usize),
+    /// What had been spilled of its output cannot be had.
+    #[error("its spill file failed: {0}")]
+    Spill(String),
     /// We were told to end it.
     #[error("ended on request")]
     Ordered,
@@ -66,6 +73,11 @@ impl Gone {
     /// Whether the peer broke the protocol.
     pub fn is_fault(&self) -> bool {
         matches!(self, Gone::Fault(_) | Gone::ForeignSequence { .. })
+    }
+
+    /// Whether the session ended although its client was there and owed output.
+    pub fn is_loss(&self) -> bool {
+        matches!(self, Gone::TooSlow(_) | Gone::Spill(_))
     }
 }
 
@@ -94,6 +106,9 @@ pub enum Effect {
     WatchClose(SessionId),
     /// Close the socket and forget the peer. Nothing may be reported of it any more.
     Close(Peer),
+    /// Do something with a session's spill file. Answer with [`Plane::spilled`](super::Plane::spilled), unless it is to
+    /// be closed.
+    Spill(SessionId, SpillOp),
     /// Tell the coordinator.
     Report(Report),
 }
@@ -156,6 +171,29 @@ pub enum Report {
         /// Its VM.
         vm: u64,
     },
+    /// A session's output goes to a file from now on.
+    SpillBegan {
+        /// Its VM.
+        vm: u64,
+        /// Its first sequence.
+        base: StreamSeq,
+    },
+    /// Nothing more can be written to it just now; its VM waits if that lasts. Told once for each file.
+    SpillStopped {
+        /// Its VM.
+        vm: u64,
+        /// Its first sequence.
+        base: StreamSeq,
+        /// Why.
+        why: String,
+    },
+    /// All of it is in memory again.
+    SpillEnded {
+        /// Its VM.
+        vm: u64,
+        /// Its first sequence.
+        base: StreamSeq,
+    },
 }
 
 /// The state of the one send a peer may have.
@@ -195,6 +233,20 @@ pub struct Totals {
     pub blocked: u64,
     /// Peers that broke the protocol.
     pub faults: u64,
+    /// Sessions that ended because their clients did not read.
+    pub too_slow: u64,
+    /// Bytes written to spill files.
+    pub spill_written: u64,
+    /// Bytes read back from them.
+    pub spill_read: u64,
+    /// Times nothing more could be written for want of space.
+    pub spill_full: u64,
+    /// Operations on spill files that failed for another reason.
+    pub spill_errors: u64,
+    /// Sessions whose output goes to a file now.
+    pub spilling: u64,
+    /// Bytes of space spill files have now.
+    pub spill_space: u64,
 }
 
 /// One VM as its shard sees it.

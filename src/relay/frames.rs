@@ -86,7 +86,7 @@ pub struct FrameReader {
     /// The header's bytes so far.
     scratch: [u8; FRAME_HEADER_LEN],
     /// How many of them.
-    have: usize,
+    have: u8,
     /// Bytes of a longer header that are still to come.
     skip: u32,
     /// Payload bytes of the frame in progress that are still to come.
@@ -120,18 +120,19 @@ impl FrameReader {
             (self.skip, self.left) = (header.extra(), header.payload());
             return Ok(Step::Begin { header, taken: FRAME_HEADER });
         }
-        let have = self.have;
-        let kept = u32::try_from(have).unwrap_or(FRAME_HEADER);
-        let take = (FRAME_HEADER_LEN - have).min(bytes.len());
-        self.scratch[have..have + take].copy_from_slice(&bytes[..take]);
-        self.have += take;
-        if self.have < FRAME_HEADER_LEN {
+        let kept = usize::from(self.have);
+        let taken = (FRAME_HEADER_LEN - kept).min(bytes.len());
+        let have = kept + taken;
+        self.scratch[kept..have].copy_from_slice(&bytes[..taken]);
+        if have < FRAME_HEADER_LEN {
+            self.have = u8::try_from(have).expect("less than a header");
             return Ok(Step::Kept);
         }
+        let taken = FRAME_HEADER - u32::from(self.have);
         self.have = 0;
         let header = H::decode(self.scratch, max)?;
         (self.skip, self.left) = (header.extra(), header.payload());
-        Ok(Step::Begin { header, taken: FRAME_HEADER - kept })
+        Ok(Step::Begin { header, taken })
     }
 
     /// Whether a header or a frame has begun and not ended.

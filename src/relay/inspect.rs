@@ -43,7 +43,10 @@ impl Plane {
             assert!(session.link.is_some() || !owes_agent, "session {index} owes an agent that is gone");
             let has_turn = owes_agent && session.may_write();
             assert_eq!(has_turn, session.queued, "session {index}: whole frames for the agent, and its turn");
-            let stuck = session.sending == Sending::Idle && session.owed() > 0 && session.state.has_output();
+            let spill = session.spill.as_ref();
+            nodes += spill.map_or(0, |spill| spill.check(&self.arena));
+            let comes = spill.is_some_and(|spill| spill.head.ready() == 0 && spill.is_under_way());
+            let stuck = session.sending == Sending::Idle && session.owed() > 0 && session.state.has_output() && !comes;
             assert!(!stuck, "session {index} owes its client and sends nothing");
             let waits = session.sending == Sending::Blocked;
             assert!(!waits || session.owed() > 0, "session {index} waits for its client and owes it nothing");
@@ -54,6 +57,8 @@ impl Plane {
             assert!(!session.pins_output || self.pinning_output.contains(&id(index)), "session {index}");
             assert!(!session.pins_input || self.pinning_input.contains(&id(index)), "session {index}");
         }
+        let spilling = self.sessions.iter().filter(|(_, session)| session.spill.is_some()).count();
+        assert_eq!(spilling as u64, self.totals.spilling, "sessions that spill");
         assert_eq!(nodes, self.arena.in_use(), "nodes that no outbox knows of");
         for (index, link) in &self.links {
             let blockers = link.sessions.iter().filter(|id| self.sessions[id.0 as usize].blocks).count();

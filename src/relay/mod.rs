@@ -15,8 +15,11 @@ pub mod plane;
 pub mod route;
 pub mod session;
 mod shim;
+mod slow;
+pub mod spill;
 mod to_agent;
 mod to_client;
 
 pub use events::{Effect, Gone, LinkId, LinkStatus, Peer, Report, Sent, SessionId, Totals, Tuning};
 pub use plane::Plane;
+pub use spill::{SpillBounds, SpillFault, SpillOp, SpillSpace, Spilled};

@@ -414,6 +414,67 @@ impl Outbox {
         mem.release(view.source);
     }
 
+    /// Takes whole frames away from the front: at most `max` bytes (what a send cannot divide at least) and
+    /// [`SEND_PIECES_MAX`] pieces. None of this may be in receive buffers.
+    ///
+    /// # Panics
+    /// When some is; that is a fault of ours.
+    pub fn split<L: Leases>(&mut self, arena: &mut Arena, mem: &mut Memory<L>, max: usize) -> Outbox {
+        assert!(!self.has_leases(), "only what is settled is taken apart");
+        let (mut bytes, mut unit, mut pieces) = (0, 0, 0);
+        let (mut last, mut index) = (NONE, self.head);
+        while index != NONE && index != self.open && pieces < SEND_PIECES_MAX {
+            let Node { view, ends, next } = *arena.node(index);
+            unit += view.len as usize;
+            pieces += 1;
+            if ends {
+                if bytes > 0 && bytes + unit > max {
+                    break;
+                }
+                bytes += unit;
+                (unit, last) = (0, index);
+            }
+            index = next;
+        }
+        if last == NONE {
+            return Outbox::default();
+        }
+        let rest = std::mem::replace(&mut arena.node(last).next, NONE);
+        let front = Outbox { head: self.head, tail: last, bytes, last_unit: SEND_MAX_U32, ..Outbox::default() };
+        self.head = rest;
+        self.bytes -= bytes;
+        if rest == NONE {
+            self.tail = NONE;
+        }
+        self.drop_idle_run(mem);
+        front
+    }
+
+    /// Puts all of `other` behind what is owed.
+    ///
+    /// # Panics
+    /// When a frame has begun here and not ended, or is in receive buffers; that is a fault of ours.
+    pub fn join<L: Leases>(&mut self, arena: &mut Arena, mem: &mut Memory<L>, other: Outbox) {
+        assert!(!self.is_open() && !self.has_leases(), "only what is whole and settled is joined");
+        if other.head == NONE {
+            return;
+        }
+        if let Some(run) = self.run.take() {
+            mem.chunks.release(run.chunk);
+        }
+        if self.head == NONE {
+            *self = other;
+            return;
+        }
+        arena.node(self.tail).next = other.head;
+        *self = Outbox { head: self.head, bytes: self.bytes + other.bytes, ..other };
+    }
+
+    /// Adds a piece that is in a chunk; the caller's reference to it becomes the outbox's.
+    pub fn push_owned(&mut self, arena: &mut Arena, view: BufView, ends: bool) {
+        self.append(arena, view, ends);
+    }
+
     /// Forgets a frame that has begun and not ended: its sender is gone.
     pub fn drop_open<L: Leases>(&mut self, arena: &mut Arena, mem: &mut Memory<L>) {
         if self.open == NONE {

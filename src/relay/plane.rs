@@ -13,6 +13,8 @@ use super::link::Link;
 use super::outbox::Arena;
 use super::route::RouteCache;
 use super::session::{Happening, Session, State};
+use super::slow::Verdict;
+use super::spill::SpillBounds;
 use crate::buf::{BufView, Direction, Leases, Memory};
 use crate::limits::CHUNK_LEN;
 use crate::wire::hyper::StreamSeq;
@@ -32,8 +34,12 @@ pub struct Plane {
     pub(super) pinning_output: VecDeque<SessionId>,
     /// Sessions with input in receive buffers that waits for their agents, oldest first.
     pub(super) pinning_input: VecDeque<SessionId>,
-    /// Sessions that may have come to where their shim must be given up.
-    pub(super) stuck: Vec<SessionId>,
+    /// What is to become of sessions once the effects of a flush have been carried out.
+    pub(super) verdicts: Vec<(SessionId, Verdict)>,
+    /// How much of slow clients' output may spill; `None`: nothing.
+    pub(super) spill_bounds: Option<SpillBounds>,
+    /// A session could not spill, and is to try again.
+    pub(super) retries: bool,
     /// Shims that are not read for their agents' sake; some may be read again.
     pub(super) held: Vec<SessionId>,
     pub(super) views: Vec<BufView>,
@@ -43,6 +49,11 @@ pub struct Plane {
 
 fn key(index: usize) -> u32 {
     u32::try_from(index).expect("slabs are bounded by the descriptors of a shard")
+}
+
+/// The session at a place of the slab.
+pub(super) fn session_id(index: usize) -> SessionId {
+    SessionId(key(index))
 }
 
 impl Plane {
@@ -59,7 +70,9 @@ impl Plane {
             dirty_inputs: Vec::new(),
             pinning_output: VecDeque::new(),
             pinning_input: VecDeque::new(),
-            stuck: Vec::new(),
+            verdicts: Vec::new(),
+            spill_bounds: None,
+            retries: false,
             held: Vec::new(),
             views: Vec::new(),
             effects: Vec::new(),
@@ -119,11 +132,15 @@ impl Plane {
     /// Changes a session's state, and closes its client's socket when that has no use any more.
     pub(super) fn change(&mut self, id: SessionId, happening: Happening) {
         let session = &mut self.sessions[id.0 as usize];
-        let had_socket = session.state.has_socket();
-        session.state = session.state.after(happening);
-        if had_socket && !session.state.has_socket() {
+        let before = session.state;
+        session.state = before.after(happening);
+        if before == session.state {
+            return;
+        }
+        if before.has_socket() && !session.state.has_socket() {
             self.effects.push(Effect::Close(Peer::Client(id)));
         }
+        self.update_waiting(id);
     }
 
     pub(super) fn client_gone<L: Leases>(&mut self, mem: &mut Memory<L>, id: SessionId, why: Gone) {
@@ -147,7 +164,7 @@ impl Plane {
             return self.gone(mem, Peer::Client(id), why);
         }
         if self.shim_refused(mem, id) {
-            self.stuck.push(id);
+            self.verdicts.push((id, Verdict::MayBeStuck));
         } else {
             self.end_output(mem, id);
             self.change(id, Happening::OutputRefused);
@@ -193,6 +210,7 @@ impl Plane {
         if self.sessions[id.0 as usize].state != State::Done {
             return;
         }
+        self.drop_spill(mem, id);
         let mut session = self.sessions.remove(id.0 as usize);
         if session.pins_output {
             self.pinning_output.retain(|&other| other != id);
@@ -307,19 +325,6 @@ impl Plane {
         }
     }
 
-    /// Gives up shims that are gone and whose last bytes cannot be reached. Call it when the effects of a flush have
-    /// been carried out; `true`: flush again.
-    pub fn give_up_stuck<L: Leases>(&mut self, mem: &mut Memory<L>) -> bool {
-        let mut any = false;
-        while let Some(id) = self.stuck.pop() {
-            if self.sessions.get(id.0 as usize).is_some_and(Session::is_stuck) {
-                self.gone(mem, Peer::Client(id), Gone::Closed);
-                any = true;
-            }
-        }
-        any
-    }
-
     /// Takes the effects since the last call, in order, leaving `into`'s memory behind for the next ones.
     pub fn take_effects(&mut self, into: &mut Vec<Effect>) {
         into.clear();
@@ -344,9 +349,10 @@ impl Plane {
             self.settle_pinned(mem, Direction::ToAgent);
         }
         self.arena.rest();
-        for list in [&mut self.dirty_clients, &mut self.dirty_inputs, &mut self.stuck, &mut self.held] {
+        for list in [&mut self.dirty_clients, &mut self.dirty_inputs, &mut self.held] {
             list.shrink_to_fit();
         }
+        self.verdicts.shrink_to_fit();
         self.dirty_links.shrink_to_fit();
         self.pinning_output.shrink_to_fit();
         self.pinning_input.shrink_to_fit();

@@ -7,7 +7,9 @@ use super::events::{Gone, LinkId, Sending};
 use super::frames::{Cut, FrameReader};
 use super::outbox::Outbox;
 use super::shim::{Held, Shim};
+use super::spill::Spill;
 use crate::limits::{SEND_MAX, SHIM_INPUT_BUFFER, TO_AGENT_BUFFER};
+use crate::wire::SlowReader;
 use crate::wire::admin::{Flow, SessionStatus};
 use crate::wire::hyper::StreamSeq;
 
@@ -116,6 +118,10 @@ pub(super) struct Session {
     pub(super) why: Gone,
     pub(super) to_client: Outbox,
     pub(super) to_agent: Outbox,
+    /// What it is owed before `to_client`, when that is more than its bound.
+    pub(super) spill: Option<Box<Spill>>,
+    /// What is done when its client does not read.
+    pub(super) slow_reader: SlowReader,
     /// The send to its client.
     pub(super) sending: Sending,
     /// Frames in the client's bytes.
@@ -157,6 +163,8 @@ impl Session {
             why: Gone::Closed,
             to_client: Outbox::default(),
             to_agent: Outbox::default(),
+            spill: None,
+            slow_reader: SlowReader::default(),
             sending: Sending::Idle,
             reader: FrameReader::default(),
             cut: None,
@@ -183,17 +191,34 @@ impl Session {
             state: self.state.name().to_owned(),
             to_client: self.flow_to_client,
             to_agent: self.flow_to_agent,
-            queued_to_client: self.to_client.bytes() as u64,
+            queued_to_client: (self.spilled_or_before() + self.to_client.bytes()) as u64,
             queued_to_agent: self.to_agent.bytes() as u64,
             slow: self.sending == Sending::Blocked,
             token: self.shim.is_some(),
             maybe_unread: self.shim.as_ref().map_or(0, |shim| shim.maybe_unread),
+            slow_reader: self.slow_reader,
+            spilled: self.spill.as_ref().map_or(0, |spill| spill.in_file()),
+            spill_stopped: self.spill.as_ref().and_then(|spill| spill.stopped().map(str::to_owned)),
         }
     }
 
     /// Bytes of whole frames its client is owed, what answers its commands included.
     pub(super) fn owed(&self) -> usize {
-        self.to_client.ready() + self.shim.as_ref().map_or(0, |shim| shim.replies.ready())
+        let replies = self.shim.as_ref().map_or(0, |shim| shim.replies.ready());
+        self.spilled_or_before() + self.to_client.ready() + replies
+    }
+
+    /// Bytes its client is owed before what is in `to_client`.
+    fn spilled_or_before(&self) -> usize {
+        self.spill.as_ref().map_or(0, |spill| spill.bytes())
+    }
+
+    /// What its client is sent next.
+    pub(super) fn oldest(&mut self) -> &mut Outbox {
+        match &mut self.spill {
+            Some(spill) => &mut spill.head,
+            None => &mut self.to_client,
+        }
     }
 
     /// Bytes it may owe its agent before its client stops being read; `sending` is its link's. While the agent takes
@@ -221,6 +246,7 @@ impl Session {
     /// Whether its client is behind with its output: it takes nothing just now, or gets less than there is.
     pub(super) fn is_behind(&self) -> bool {
         let behind = match self.sending {
+            _ if self.spill.is_some() => !self.retains(),
             Sending::Idle => false,
             Sending::Trying(bytes) => self.owed() >= bytes + SEND_MAX,
             Sending::Blocked => true,

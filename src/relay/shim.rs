@@ -97,6 +97,11 @@ impl Shim {
         self.sending_replies = false;
     }
 
+    /// Its token is given up, whatever its connection is still owed.
+    pub(super) fn give_up(&mut self) {
+        self.ending = true;
+    }
+
     /// Whether its connection has so many unanswered messages, or so many unread answers, that no more are read.
     pub(super) fn is_overasked(&self) -> bool {
         self.unanswered >= SHIM_MESSAGES_MAX || self.replies.bytes() >= SHIM_REPLIES_BUFFER
@@ -181,9 +186,9 @@ impl Plane {
         let Some(session) = self.sessions.get_mut(id.0 as usize).filter(|s| s.state == State::Detached) else {
             return false;
         };
-        session.state = session.state.after(Happening::ShimCame);
         session.reader = super::frames::FrameReader::default();
-        let Some(shim) = &mut session.shim else { return false };
+        self.change(id, Happening::ShimCame);
+        let Some(shim) = &mut self.sessions[id.0 as usize].shim else { return false };
         shim.connection = Some(connection);
         (shim.taken, shim.told_waiting, shim.current) = (0, false, Current::Stdin);
         self.reply(mem, id, reply);
@@ -284,7 +289,7 @@ impl Plane {
                 return shim.replies.plan(&self.arena, crate::limits::SEND_MAX, &mut self.views);
             }
         }
-        session.to_client.plan(&self.arena, crate::limits::SEND_MAX, &mut self.views)
+        session.oldest().plan(&self.arena, crate::limits::SEND_MAX, &mut self.views)
     }
 
     /// The kernel took the first `n` bytes of what was planned.
@@ -296,7 +301,7 @@ impl Plane {
             }
             shim.taken += n as u64;
         }
-        session.to_client.consume(&mut self.arena, mem, n);
+        session.oldest().consume(&mut self.arena, mem, n);
     }
 
     /// Whether a session's token was given up and its connection has its replies: it is to end.

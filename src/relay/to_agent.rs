@@ -8,6 +8,7 @@ use super::events::{Effect, Gone, LinkId, Peer, Sending, SessionId};
 use super::frames::{Face, FrameRun, Step};
 use super::link::InFlight;
 use super::plane::{Plane, after_send};
+use super::slow::Verdict;
 use crate::buf::{BufView, Leases, Memory};
 use crate::limits::SEND_PIECES_MAX;
 use crate::wire::admin::Flow;
@@ -240,7 +241,7 @@ impl Plane {
             session.paused = true;
             self.effects.push(Effect::Pause(Peer::Client(id)));
             self.hold_shim(id);
-            self.stuck.push(id);
+            self.verdicts.push((id, Verdict::MayBeStuck));
         }
     }
 

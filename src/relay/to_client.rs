@@ -1,10 +1,9 @@
-//! The rules towards clients: frames of an agent found, routed, owed and sent, and links held back for those that do
-//! not read.
+//! The rules towards clients: frames of an agent found, routed, owed and sent.
 //!
 //! The asymmetry to know: a frame may arrive in pieces over many turns, but leaves whole; what waits for its end is
 //! out of the receive buffers by the end of the turn.
 
-use super::events::{Effect, Gone, LinkId, Peer, Report, Sending, SessionId};
+use super::events::{Effect, Gone, LinkId, Peer, Sending, SessionId};
 use super::frames::{Face, FrameRun, Step};
 use super::link::{Current, What};
 use super::plane::{Plane, after_send};
@@ -223,6 +222,7 @@ impl Plane {
     /// Forgets what a client is owed, and its routes: nobody wants that output any more.
     pub(super) fn end_output<L: Leases>(&mut self, mem: &mut Memory<L>, id: SessionId) {
         self.unblock_link(id);
+        self.drop_spill(mem, id);
         let session = &mut self.sessions[id.0 as usize];
         session.to_client.clear(&mut self.arena, mem);
         if let Some(shim) = &mut session.shim {
@@ -248,7 +248,7 @@ impl Plane {
         self.consume_output(mem, id, n);
         let session = &self.sessions[id.0 as usize];
         let sending = after_send(session.sending, n);
-        let (owes, blocks) = (session.owed() > 0, session.blocks);
+        let (owes, spills) = (session.owed() > 0, session.spill.is_some());
         if sending == Sending::Blocked {
             self.effects.push(Effect::WatchRoom(Peer::Client(id)));
         }
@@ -256,9 +256,10 @@ impl Plane {
         if owes {
             self.mark_client(id);
         }
-        if blocks && self.is_low(mem, id) {
-            self.unblock_link(id);
+        if spills {
+            self.advance_spill(mem, id);
         }
+        self.unblock_if_low(mem, id);
         if self.is_released(id) {
             self.gone(mem, Peer::Client(id), Gone::Ordered);
         } else {
@@ -267,27 +268,6 @@ impl Plane {
             }
             self.end_if_done(mem, id);
         }
-    }
-
-    /// Whether a session owes its client little enough for its link to be read again. A frame that has not ended
-    /// never holds it back: only reading can end it.
-    fn is_low<L: Leases>(&self, mem: &Memory<L>, id: SessionId) -> bool {
-        let out = &self.sessions[id.0 as usize].to_client;
-        out.ready() == 0 || (out.bytes() <= self.tuning.session_buffer / 2 && !self.is_over_total(mem))
-    }
-
-    pub(super) fn unblock_link(&mut self, id: SessionId) {
-        let session = &mut self.sessions[id.0 as usize];
-        if !std::mem::take(&mut session.blocks) {
-            return;
-        }
-        let Some(link_id) = session.link else { return };
-        let link = &mut self.links[link_id.0 as usize];
-        link.blockers -= 1;
-        if link.blockers == 0 {
-            self.effects.push(Effect::Report(Report::LinkUnblocked { vm: link.vm }));
-        }
-        self.update_reading(link_id);
     }
 
     /// Changes the state of the send to a session's client.
@@ -323,19 +303,24 @@ impl Plane {
         session.dirty = false;
         if session.retains() {
             session.to_client.settle(&mut self.arena, mem);
-            return self.block_link(mem, id, None);
+            self.advance_spill(mem, id);
+            return self.bound_output(mem, id, None);
         }
         if !session.state.has_output() {
             return;
         }
         session.to_client.settle_open(&mut self.arena, mem);
+        if session.spill.is_some() {
+            self.advance_spill(mem, id);
+        }
+        let session = &mut self.sessions[id.0 as usize];
         match session.sending {
             Sending::Trying(_) => return,
             Sending::Blocked => {
                 if session.to_client.has_leases() && !std::mem::replace(&mut session.pins_output, true) {
                     self.pinning_output.push_back(id);
                 }
-                return self.block_link(mem, id, None);
+                return self.bound_output(mem, id, None);
             }
             Sending::Idle => {}
         }
@@ -346,30 +331,8 @@ impl Plane {
             self.effects.push(Effect::Send { peer: Peer::Client(id), views: begin..self.views.len(), is_last });
             self.set_sending(id, Sending::Trying(bytes));
         }
-        let tried = if self.sessions[id.0 as usize].sends_replies() { 0 } else { bytes };
-        self.block_link(mem, id, Some(tried));
-    }
-
-    /// Stops reading a link when one of its clients is owed too much: behind the bytes just `tried`, so that a client
-    /// that keeps up but gets less a turn than its agent sends is bounded too, or with those that wait.
-    fn block_link<L: Leases>(&mut self, mem: &mut Memory<L>, id: SessionId, tried: Option<usize>) {
-        let over = tried.is_none() && self.is_over_total(mem);
-        let tried = tried.unwrap_or(0);
-        let session = &mut self.sessions[id.0 as usize];
-        let full = session.to_client.bytes() - tried >= self.tuning.session_buffer || over;
-        let Some(link_id) = session.link else { return };
-        if session.blocks || session.is_given_up() || session.to_client.ready() == tried || !full {
-            return;
-        }
-        session.blocks = true;
-        self.stuck.push(id);
-        let link = &mut self.links[link_id.0 as usize];
-        link.blockers += 1;
-        if link.blockers == 1 {
-            self.totals.blocked += 1;
-            let (vm, by) = (link.vm, session.base);
-            self.update_reading(link_id);
-            self.effects.push(Effect::Report(Report::LinkBlocked { vm, by }));
-        }
+        let session = &self.sessions[id.0 as usize];
+        let tried = if session.sends_replies() || session.spill.is_some() { 0 } else { bytes };
+        self.bound_output(mem, id, Some(tried));
     }
 }

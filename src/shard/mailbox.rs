@@ -15,6 +15,7 @@ use tokio::sync::{Notify, oneshot};
 use crate::limits::MAILBOX_LEN;
 use crate::reactor::Waker;
 use crate::relay::{self, LinkStatus};
+use crate::wire::SlowReader;
 use crate::wire::hyper::StreamSeq;
 
 /// What the coordinator tells a shard.
@@ -46,6 +47,8 @@ pub enum Order {
         base: StreamSeq,
         /// Number of sequences: 1 or 2.
         streams: u8,
+        /// What is done when its client does not read.
+        slow_reader: SlowReader,
         /// Our end of the client's socket.
         fd: OwnedFd,
     },
@@ -55,6 +58,8 @@ pub enum Order {
         vm: u64,
         /// First of its two sequences.
         base: StreamSeq,
+        /// What is done when nobody reads its output.
+        slow_reader: SlowReader,
     },
     /// Something about a session with a token, by its first sequence.
     Token(StreamSeq, TokenOrder),
@@ -212,11 +217,11 @@ impl ShardMailbox {
     }
 
     /// Queues a report and tells the coordinator. While the queue is full, a link that is read again takes the report
-    /// that it is held back, if that still waits, out of the backlog: nobody needs to hear of either any more.
+    /// that it is held back, if that still waits, out of the backlog: nobody needs to hear of either any more. The same
+    /// goes for a session that begins to spill, and is done with it.
     pub fn report(&mut self, report: Report) {
-        if let Report::Relay(relay::Report::LinkUnblocked { vm }) = report
-            && self.queues.reports.is_full()
-            && let Some(position) = self.backlog.iter().rposition(|waiting| says_blocked(waiting, vm))
+        if self.queues.reports.is_full()
+            && let Some(position) = self.backlog.iter().rposition(|waiting| is_undone(waiting, &report))
         {
             self.backlog.remove(position);
             return;
@@ -262,7 +267,14 @@ impl ShardMailbox {
     }
 }
 
-/// Whether a report says that this VM's link is held back.
-fn says_blocked(report: &Report, of: u64) -> bool {
-    matches!(report, Report::Relay(relay::Report::LinkBlocked { vm, .. }) if *vm == of)
+/// Whether nobody needs to hear of `waiting` any more, nor of `report` that follows it.
+fn is_undone(waiting: &Report, report: &Report) -> bool {
+    use relay::Report as R;
+    let (Report::Relay(waiting), Report::Relay(report)) = (waiting, report) else { return false };
+    match (waiting, report) {
+        (R::LinkBlocked { vm, .. }, R::LinkUnblocked { vm: of }) => vm == of,
+        (R::SpillBegan { base, .. }, R::SpillEnded { base: of, .. }) => base == of,
+        (R::SpillStopped { base, .. }, R::SpillStopped { base: of, .. }) => base == of,
+        _ => false,
+    }
 }

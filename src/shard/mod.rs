@@ -25,8 +25,10 @@ use crate::buf::{BufView, Direction, Source};
 use crate::limits::{CHUNK_LEN, TRIM_TURNS};
 use crate::os::cpu::{self, ThreadClock};
 use crate::os::sandbox;
-use crate::reactor::{Event, Features, Reactor, SocketId, Waker};
+use crate::reactor::{Event, Features, FileEvent, FileId, Reactor, SocketId, Waker};
 use crate::relay::{self, Effect, Gone, LinkId, Peer, Plane, Sent, SessionId, Tuning};
+use crate::relay::{SpillBounds, SpillFault, SpillOp, Spilled};
+use crate::wire::SlowReader;
 use crate::wire::admin::ShardStatus;
 use crate::wire::hyper::StreamSeq;
 
@@ -45,6 +47,17 @@ pub struct ShardConfig {
     pub features: Features,
     /// Whether its thread gives up its capabilities once it has its ring.
     pub drop_capabilities: bool,
+    /// Where slow clients' output may spill, and how much; `None`: nowhere.
+    pub spill: Option<SpillPlace>,
+}
+
+/// Where slow clients' output may spill, and how much of it.
+#[derive(Debug, Clone)]
+pub struct SpillPlace {
+    /// The directory.
+    pub dir: Arc<OwnedFd>,
+    /// How much.
+    pub bounds: SpillBounds,
 }
 
 /// A running shard, as the coordinator holds it.
@@ -76,6 +89,9 @@ struct Shard {
     peers: Vec<Option<(SocketId, Peer)>>,
     link_sockets: Vec<Option<SocketId>>,
     session_sockets: Vec<Option<SocketId>>,
+    /// The files of sessions that spill, and whose each is.
+    spill_files: HashMap<SessionId, FileId>,
+    spill_sessions: HashMap<FileId, SessionId>,
     effects: Vec<Effect>,
     draining: bool,
     /// Nothing has happened since the rest timer was set.
@@ -113,13 +129,18 @@ impl Shard {
         if let Some(cpu) = config.cpu {
             cpu::pin(cpu).map_err(|error| io::Error::other(format!("pinning it to CPU {cpu}: {error}")))?;
         }
-        let reactor = Reactor::new(config.features, config.sockets, waker)?;
+        let mut reactor = Reactor::new(config.features, config.sockets, waker)?;
+        let mut plane = Plane::new(config.tuning);
+        if let Some(SpillPlace { dir, bounds }) = &config.spill {
+            reactor.set_spill_dir(Arc::clone(dir));
+            plane = plane.with_spill(bounds.clone());
+        }
         if config.drop_capabilities {
             sandbox::drop_capabilities()?;
         }
         Ok(Shard {
             reactor,
-            plane: Plane::new(config.tuning),
+            plane,
             mailbox,
             stats,
             links: HashMap::new(),
@@ -127,6 +148,8 @@ impl Shard {
             peers: Vec::new(),
             link_sockets: Vec::new(),
             session_sockets: Vec::new(),
+            spill_files: HashMap::new(),
+            spill_sessions: HashMap::new(),
             effects: Vec::new(),
             draining: false,
             is_quiet: true,
@@ -164,8 +187,9 @@ impl Shard {
         for event in events.drain(..) {
             self.act(event);
         }
+        self.retry_spills();
         self.flush();
-        if self.plane.give_up_stuck(&mut self.reactor.mem) {
+        while self.plane.carry_out_verdicts(&mut self.reactor.mem) {
             self.carry_out();
             self.flush();
         }
@@ -216,6 +240,15 @@ impl Shard {
         }
     }
 
+    /// Lets sessions that could not spill try again after a while.
+    fn retry_spills(&mut self) {
+        if self.reactor.take_retry_timer() {
+            self.plane.retry_spills();
+        } else if self.plane.wants_to_retry() {
+            self.reactor.set_retry_timer();
+        }
+    }
+
     fn flush(&mut self) {
         self.plane.flush(&mut self.reactor.mem);
         self.carry_out();
@@ -233,8 +266,10 @@ impl Shard {
                 let link = self.links.get(&vm).and_then(|&link| self.socket(Peer::Agent(link)));
                 link.into_iter().for_each(|socket| self.reactor.shut_down(socket));
             }
-            Order::OpenSession { vm, base, streams, fd } => self.open_session(vm, base, streams, fd),
-            Order::OpenToken { vm, base } => self.open_token(vm, base),
+            Order::OpenSession { vm, base, streams, slow_reader, fd } => {
+                self.open_session(vm, base, streams, slow_reader, fd);
+            }
+            Order::OpenToken { vm, base, slow_reader } => self.open_token(vm, base, slow_reader),
             Order::Token(base, order) => self.obey_token(base, order),
             Order::Status(reply) => {
                 // Nobody waits for the answer any more: that is theirs to decide.
@@ -265,13 +300,14 @@ impl Shard {
         }
     }
 
-    fn open_session(&mut self, vm: u64, base: StreamSeq, streams: u8, fd: OwnedFd) {
+    fn open_session(&mut self, vm: u64, base: StreamSeq, streams: u8, slow_reader: SlowReader, fd: OwnedFd) {
         let refused = |why| Report::Relay(relay::Report::SessionEnded { base, vm, why });
         // A VM that ended while the order was under way: the descriptor closes, its client sees EOF.
         let Some(&link) = self.links.get(&vm) else { return self.mailbox.report(refused(Gone::Ordered)) };
         match self.reactor.add(fd, Direction::ToAgent) {
             Ok(socket) => {
                 let session = self.plane.open_session(link, base, streams);
+                self.plane.set_slow_reader(session, slow_reader);
                 remember(&mut self.session_sockets, session.0 as usize, socket);
                 self.take_in(socket, Peer::Client(session));
             }
@@ -279,10 +315,11 @@ impl Shard {
         }
     }
 
-    fn open_token(&mut self, vm: u64, base: StreamSeq) {
+    fn open_token(&mut self, vm: u64, base: StreamSeq, slow_reader: SlowReader) {
         match self.links.get(&vm) {
             Some(&link) => {
                 let session = self.plane.open_token(link, base);
+                self.plane.set_slow_reader(session, slow_reader);
                 self.tokens.insert(base.0, session);
             }
             None => {
@@ -387,6 +424,11 @@ impl Shard {
                 }
             }
             Event::Room(socket) => self.peer(socket).into_iter().for_each(|peer| self.plane.room(peer)),
+            Event::File(file, event) => {
+                if let Some(session) = self.spill_sessions.get(&file) {
+                    self.plane.spilled(&mut self.reactor.mem, *session, spilled(event));
+                }
+            }
             Event::HungUp(socket) => {
                 if let Some(peer) = self.peer(socket) {
                     self.plane.gone(&mut self.reactor.mem, peer, Gone::Closed);
@@ -419,10 +461,34 @@ impl Shard {
                     socket.into_iter().for_each(|socket| self.reactor.watch_hang_up(socket));
                 }
                 Effect::Close(peer) => self.forget(peer),
+                Effect::Spill(session, op) => self.spill(session, op),
                 Effect::Report(report) => self.report(report),
             }
         }
         self.effects = effects;
+    }
+
+    /// Does something with a session's spill file.
+    fn spill(&mut self, session: SessionId, op: SpillOp) {
+        if op == SpillOp::Open {
+            if let Some(file) = self.reactor.open_file() {
+                self.spill_files.insert(session, file);
+                self.spill_sessions.insert(file, session);
+            }
+            return;
+        }
+        let Some(&file) = self.spill_files.get(&session) else { return };
+        match op {
+            SpillOp::Write { views, offset } => self.reactor.write_file(file, self.plane.views(views), offset),
+            SpillOp::Read { views, offset } => self.reactor.read_file(file, self.plane.views(views), offset),
+            SpillOp::Punch { offset, len } => self.reactor.punch_file(file, offset, len),
+            SpillOp::Close => {
+                self.spill_files.remove(&session);
+                self.spill_sessions.remove(&file);
+                self.reactor.close_file(file);
+            }
+            SpillOp::Open => {}
+        }
     }
 
     fn forget(&mut self, peer: Peer) {
@@ -462,6 +528,13 @@ impl Shard {
             chunks_in_use: self.reactor.mem.chunks.in_use() as u64,
             links_blocked: totals.blocked,
             faulty_peers: totals.faults,
+            sessions_too_slow: totals.too_slow,
+            spilling: totals.spilling,
+            spill_bytes: totals.spill_space,
+            spill_written: totals.spill_written,
+            spill_read: totals.spill_read,
+            spill_full: totals.spill_full,
+            spill_errors: totals.spill_errors,
             ..ShardStatus::default()
         }
     }
@@ -472,6 +545,20 @@ fn remember(table: &mut Vec<Option<SocketId>>, index: usize, socket: SocketId) {
         table.resize(index + 1, None);
     }
     table[index] = Some(socket);
+}
+
+/// How an operation on a spill file ended, as the plane is told.
+fn spilled(event: FileEvent) -> Spilled {
+    let fault = |errno: Errno| SpillFault {
+        full: matches!(errno, Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG),
+        text: errno.to_string(),
+    };
+    match event {
+        FileEvent::Opened(outcome) => Spilled::Opened(outcome.map_err(fault)),
+        FileEvent::Wrote(outcome) => Spilled::Wrote(outcome.map_err(fault)),
+        FileEvent::Read(outcome) => Spilled::Read(outcome.map_err(fault)),
+        FileEvent::Punched(outcome) => Spilled::Punched(outcome.map_err(fault)),
+    }
 }
 
 /// What an ended receive or a failed send says about the peer.

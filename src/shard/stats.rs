@@ -9,7 +9,7 @@ use crate::wire::admin::{Flow, ShardStatus};
 
 /// The shared form of a [`ShardStatus`].
 #[derive(Debug, Default)]
-pub struct ShardStats([AtomicU64; 13]);
+pub struct ShardStats([AtomicU64; 20]);
 
 impl ShardStats {
     /// Publishes the numbers of this turn.
@@ -28,6 +28,13 @@ impl ShardStats {
             now.chunks_in_use,
             now.links_blocked,
             now.faulty_peers,
+            now.sessions_too_slow,
+            now.spilling,
+            now.spill_bytes,
+            now.spill_written,
+            now.spill_read,
+            now.spill_full,
+            now.spill_errors,
         ];
         for (slot, number) in self.0.iter().zip(numbers) {
             slot.store(number, Relaxed);
@@ -36,8 +43,28 @@ impl ShardStats {
 
     /// The numbers of the shard with this number and CPU; its load is not among what a shard knows.
     pub fn status(&self, shard: u32, cpu: Option<u32>) -> ShardStatus {
-        let [links, sessions, turns, cf, cb, af, ab, skipped, exhausted, stale, chunks, blocked, faulty] =
-            std::array::from_fn(|index| self.0[index].load(Relaxed));
+        let [
+            links,
+            sessions,
+            turns,
+            cf,
+            cb,
+            af,
+            ab,
+            skipped,
+            exhausted,
+            stale,
+            chunks,
+            blocked,
+            faulty,
+            too_slow,
+            spilling,
+            spill_bytes,
+            spill_written,
+            spill_read,
+            spill_full,
+            spill_errors,
+        ] = std::array::from_fn(|index| self.0[index].load(Relaxed));
         ShardStatus {
             shard,
             cpu,
@@ -52,6 +79,13 @@ impl ShardStats {
             chunks_in_use: chunks,
             links_blocked: blocked,
             faulty_peers: faulty,
+            sessions_too_slow: too_slow,
+            spilling,
+            spill_bytes,
+            spill_written,
+            spill_read,
+            spill_full,
+            spill_errors,
             ..ShardStatus::default()
         }
     }
@@ -77,6 +111,13 @@ mod tests {
             chunks_in_use: 11,
             links_blocked: 12,
             faulty_peers: 13,
+            sessions_too_slow: 14,
+            spilling: 15,
+            spill_bytes: 16,
+            spill_written: 17,
+            spill_read: 18,
+            spill_full: 19,
+            spill_errors: 20,
             ..ShardStatus::default()
         };
         let stats = ShardStats::default();

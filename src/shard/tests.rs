@@ -10,6 +10,7 @@ use super::mailbox::{Order, Report, TokenOrder, mailbox};
 use crate::limits::MAILBOX_LEN;
 use crate::reactor::Waker;
 use crate::relay;
+use crate::wire::SlowReader;
 use crate::wire::hyper::StreamSeq;
 
 #[test]
@@ -33,7 +34,7 @@ fn what_opens_something_can_wait_and_what_is_owed_cannot() {
         let fd = std::fs::File::open("/dev/null").unwrap().into();
         token(TokenOrder::Connect { connection: 1, fd, unparsed: Vec::new(), reply: reply.to_vec() })
     };
-    assert!(Order::OpenToken { vm: 1, base: StreamSeq(1) }.can_wait());
+    assert!(Order::OpenToken { vm: 1, base: StreamSeq(1), slow_reader: SlowReader::Spill }.can_wait());
     assert!(token(TokenOrder::Started { terminal: false }).can_wait() && connect(b"").can_wait());
     assert!(!connect(b"response").can_wait() && !token(TokenOrder::Exited { status: 0 }).can_wait());
     assert!(!Order::CloseLink { vm: 1 }.can_wait());

@@ -3,6 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::SlowReader;
+
 /// Frames and bytes that moved one way.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Flow {
@@ -111,6 +113,27 @@ pub struct ShardStatus {
     pub links_blocked: u64,
     /// Peers ended for breaking the protocol.
     pub faulty_peers: u64,
+    /// Sessions ended because their clients did not read.
+    #[serde(default)]
+    pub sessions_too_slow: u64,
+    /// Sessions whose output goes to a spill file now.
+    #[serde(default)]
+    pub spilling: u64,
+    /// Bytes of space that spill files have now.
+    #[serde(default)]
+    pub spill_bytes: u64,
+    /// Bytes written to spill files.
+    #[serde(default)]
+    pub spill_written: u64,
+    /// Bytes read back from them.
+    #[serde(default)]
+    pub spill_read: u64,
+    /// Times nothing more could be written to one for want of space.
+    #[serde(default)]
+    pub spill_full: u64,
+    /// Operations on them that failed for another reason.
+    #[serde(default)]
+    pub spill_errors: u64,
 }
 
 /// One VM.
@@ -169,4 +192,13 @@ pub struct SessionStatus {
     /// At most this many bytes of output were taken by the kernel for shims that left, and may have gone unread.
     #[serde(default)]
     pub maybe_unread: u64,
+    /// What is done when its client does not read.
+    #[serde(default)]
+    pub slow_reader: SlowReader,
+    /// Bytes of `queued_to_client` that are in its spill file.
+    #[serde(default)]
+    pub spilled: u64,
+    /// Why nothing more is written to it just now.
+    #[serde(default)]
+    pub spill_stopped: Option<String>,
 }

@@ -9,9 +9,9 @@
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
-use super::DecodeError;
 use super::members::Members;
 use super::pending::Pending;
+use super::{DecodeError, SlowReader};
 
 /// Bytes of a message's header.
 pub const HEADER_LEN: usize = 8;
@@ -58,6 +58,9 @@ pub struct ContainerRef {
 pub struct AllocateIo {
     /// Sequences wanted: 1, or 2 with stderr of its own.
     pub n_streams: i64,
+    /// What is done when the client does not read; `None`: what the daemon does by default. Ours alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slow_reader: Option<SlowReader>,
 }
 
 /// Payload of `hyper`.
@@ -119,8 +122,8 @@ impl<'de> Deserialize<'de> for ContainerRef {
 
 impl<'de> Deserialize<'de> for AllocateIo {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<AllocateIo, D::Error> {
-        let mut members = Members::read(deserializer, &["nStreams"])?;
-        Ok(AllocateIo { n_streams: members.take("nStreams")? })
+        let mut members = Members::read(deserializer, &["nStreams", "slowReader"])?;
+        Ok(AllocateIo { n_streams: members.take("nStreams")?, slow_reader: members.take("slowReader")? })
     }
 }
 

@@ -9,8 +9,8 @@ use base64::engine::general_purpose::URL_SAFE;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
-use super::DecodeError;
 use super::members::Members;
+use super::{DecodeError, SlowReader};
 use crate::limits::{CC2_MESSAGE_MAX, CC2_RESPONSE_MAX, STREAM_FRAME_MAX};
 
 /// The version this module speaks.
@@ -271,11 +271,14 @@ pub struct RegisterVm {
     /// Tokens wanted.
     #[serde(rename = "numIOStreams", skip_serializing_if = "is_zero")]
     pub num_io_streams: i64,
+    /// What is done when nobody reads their output; `None`: what the daemon does by default. Ours alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slow_reader: Option<SlowReader>,
 }
 
 impl<'de> Deserialize<'de> for RegisterVm {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<RegisterVm, D::Error> {
-        let names = &["containerId", "ctlSerial", "ioSerial", "console", "numIOStreams"];
+        let names = &["containerId", "ctlSerial", "ioSerial", "console", "numIOStreams", "slowReader"];
         let mut members = Members::read(deserializer, names)?;
         Ok(RegisterVm {
             container_id: members.take("containerId")?,
@@ -283,6 +286,7 @@ impl<'de> Deserialize<'de> for RegisterVm {
             io_serial: members.take("ioSerial")?,
             console: members.take("console")?,
             num_io_streams: members.take("numIOStreams")?,
+            slow_reader: members.take("slowReader")?,
         })
     }
 }
@@ -296,12 +300,19 @@ pub struct AttachVm {
     /// Tokens wanted.
     #[serde(rename = "numIOStreams", skip_serializing_if = "is_zero")]
     pub num_io_streams: i64,
+    /// What is done when nobody reads their output; `None`: what the daemon does by default. Ours alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slow_reader: Option<SlowReader>,
 }
 
 impl<'de> Deserialize<'de> for AttachVm {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<AttachVm, D::Error> {
-        let mut members = Members::read(deserializer, &["containerId", "numIOStreams"])?;
-        Ok(AttachVm { container_id: members.take("containerId")?, num_io_streams: members.take("numIOStreams")? })
+        let mut members = Members::read(deserializer, &["containerId", "numIOStreams", "slowReader"])?;
+        Ok(AttachVm {
+            container_id: members.take("containerId")?,
+            num_io_streams: members.take("numIOStreams")?,
+            slow_reader: members.take("slowReader")?,
+        })
     }
 }
 

@@ -11,6 +11,9 @@ pub mod hyper;
 mod members;
 mod pending;
 pub mod process;
+mod slow_reader;
+
+pub use slow_reader::SlowReader;
 
 /// Why bytes could not be decoded. The connection they came from is at fault and cannot go on.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

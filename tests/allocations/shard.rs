@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use ringway::reactor::probe;
 use ringway::shard::{Order, ShardConfig, ShardHandle, TokenOrder, spawn};
+use ringway::wire::SlowReader;
 use ringway::wire::admin::ShardStatus;
 use tokio::sync::Notify;
 
@@ -35,20 +36,28 @@ struct Served {
 impl Served {
     fn new(clients: usize, protocol: Protocol) -> Served {
         let features = probe().expect("io_uring");
-        let config =
-            ShardConfig { number: 0, cpu: None, tuning: TUNING, sockets: 1_024, features, drop_capabilities: false };
+        let config = ShardConfig {
+            number: 0,
+            cpu: None,
+            tuning: TUNING,
+            sockets: 1_024,
+            features,
+            drop_capabilities: false,
+            spill: None,
+        };
         let shard = spawn(config, Arc::new(Notify::new())).expect("a shard");
         let (ours, agent) = pair();
         let post = |order| shard.mailbox.post(order).expect("room for orders");
         post(Order::OpenLink { vm: VM, fd: ours.into() });
+        let slow_reader = SlowReader::Block;
         let client = |index| {
             let ((ours, client), base) = (pair(), seq(index));
             let fd = ours.into();
             match protocol {
-                Protocol::One => post(Order::OpenSession { vm: VM, base, streams: 1, fd }),
+                Protocol::One => post(Order::OpenSession { vm: VM, base, streams: 1, slow_reader, fd }),
                 Protocol::Two => {
                     let (unparsed, reply) = (Vec::new(), Vec::new());
-                    post(Order::OpenToken { vm: VM, base });
+                    post(Order::OpenToken { vm: VM, base, slow_reader });
                     let connection = index as u64;
                     post(Order::Token(base, TokenOrder::Connect { connection, fd, unparsed, reply }));
                     post(Order::Token(base, TokenOrder::Started { terminal: false }));

@@ -26,6 +26,7 @@ mod reclaims;
 mod sandbox;
 mod scene;
 mod shims;
+mod spill;
 mod starts;
 mod status;
 mod streams;

@@ -121,7 +121,7 @@ fn a_shim_gone_before_it_read_anything_leaves_all_that_comes_to_the_next() {
 
 #[test]
 fn a_session_nobody_reads_is_bounded_and_holds_back_its_own_vm_only() {
-    let mut scene = Scene::set(&["--session-buffer", "128KiB"]);
+    let mut scene = Scene::set(&["--session-buffer", "128KiB", "--slow-reader", "block"]);
     let (mut guest, mut runtime, tokens) = super::framed::boot(&scene.daemon, "held", 1);
     let token = tokens[0].as_str();
     drop(Framed::shim(&scene.daemon, token));

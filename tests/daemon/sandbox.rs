@@ -133,7 +133,7 @@ fn refused<T>(what: &str, outcome: io::Result<T>, errno: Errno) {
 /// What is tried from inside the sandbox, in a process of its own: the one of [`nothing_else_works_from_inside`].
 fn inside(dir: &Path) {
     let parent = Pid::parent();
-    let landlock = sandbox::close_paths(&[dir], false).and_then(|()| sandbox::landlock_version());
+    let landlock = sandbox::close_paths(&[dir], None, false).and_then(|()| sandbox::landlock_version());
     sandbox::drop_capabilities().unwrap();
     calls::close().unwrap();
     nothing_is_started_or_reached(dir, parent);

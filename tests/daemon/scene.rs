@@ -25,7 +25,10 @@ struct Holdings {
 
 impl Scene {
     pub(crate) fn set(flags: &[&str]) -> Scene {
-        let daemon = Daemon::start(flags);
+        Scene::around(Daemon::start(flags))
+    }
+
+    pub(crate) fn around(daemon: Daemon) -> Scene {
         let mut client = daemon.client();
         let guest = Guest::boot(&daemon, &mut client, "witness");
         let session = client.allocate(2);

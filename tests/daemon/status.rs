@@ -124,7 +124,7 @@ fn queues_of_both_directions_are_shown() {
 
 #[test]
 fn status_for_programs_and_for_people_say_the_same() {
-    let daemon = Daemon::start(&["--session-buffer", "64KiB"]);
+    let daemon = Daemon::start(&["--session-buffer", "64KiB", "--slow-reader", "block"]);
     let mut client = daemon.client();
     let guest = Guest::boot(&daemon, &mut client, "held");
     let session = client.allocate(1);

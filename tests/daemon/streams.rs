@@ -195,7 +195,7 @@ fn what_a_vm_had_written_before_it_died_reaches_its_only_client() {
 
 #[test]
 fn input_for_a_dead_vm_does_not_cost_its_last_output() {
-    let mut scene = Scene::set(&["--session-buffer", "64KiB"]);
+    let mut scene = Scene::set(&["--session-buffer", "64KiB", "--slow-reader", "block"]);
     let mut client = scene.daemon.client();
     let mut guest = Guest::boot(&scene.daemon, &mut client, "vm");
     let (mut stopped, mut other) = (client.allocate(1), client.allocate(1));
@@ -310,7 +310,7 @@ fn a_reader_that_stops_stalls_none_of_the_fifteen_others_and_loses_nothing() {
 
 #[test]
 fn a_reader_past_the_session_buffer_holds_back_its_vm_alone_until_it_reads() {
-    let mut scene = Scene::set(&["--session-buffer", "128KiB"]);
+    let mut scene = Scene::set(&["--session-buffer", "128KiB", "--slow-reader", "block"]);
     let mut client = scene.daemon.client();
     let guest = Guest::boot(&scene.daemon, &mut client, "held");
     let mut stopped = client.allocate(1);
@@ -343,7 +343,7 @@ fn a_reader_past_the_session_buffer_holds_back_its_vm_alone_until_it_reads() {
 
 #[test]
 fn a_reader_that_goes_away_frees_the_vm_it_held_back() {
-    let mut scene = Scene::set(&["--session-buffer", "128KiB"]);
+    let mut scene = Scene::set(&["--session-buffer", "128KiB", "--slow-reader", "block"]);
     let mut client = scene.daemon.client();
     let guest = Guest::boot(&scene.daemon, &mut client, "held");
     let (stopped, mut other) = (client.allocate(1), client.allocate(1));

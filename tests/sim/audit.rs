@@ -31,6 +31,7 @@ impl World {
         if self.turns.is_multiple_of(STATUS_EVERY) {
             self.check_status();
         }
+        self.check_spills();
     }
 
     /// Without a send in flight nobody but the completions that wait to be reaped holds receive buffers, and who waits
@@ -73,7 +74,7 @@ impl World {
         let orphaned: usize = self.orphans.iter().map(|send| send.views.len()).sum();
         let on_its_way = 4 * (self.shape.to_client.bytes() + self.shape.to_agent.bytes()) / CHUNK_LEN;
         let most = self.shape.tuning.total_buffer / CHUNK_LEN + 4 * self.sessions.len() + on_its_way + orphaned;
-        let most = most + self.fed + self.chunks_of_replies();
+        let most = most + self.fed + self.chunks_of_replies() + self.chunks_of_spills();
         let chunks = self.mem.chunks.in_use();
         assert!(chunks <= most, "{chunks} chunks in use, {most} at most");
     }
@@ -88,7 +89,7 @@ impl World {
             assert!(clients().any(owes), "agent {index} is paused for nobody");
         }
         let bound = self.shape.tuning.session_buffer;
-        let full = clients().find(|client| {
+        let full = clients().filter(|client| !client.spilling).find(|client| {
             let output = client.socket.send.as_ref().is_some_and(|send| !send.replies);
             let (owed, trying) = (&client.to_client, client.socket.is_trying() && output);
             let (bytes, whole) =
@@ -105,7 +106,9 @@ impl World {
         let pool = self.shape.to_client.bytes();
         let most = self.shape.tuning.session_buffer + 4 * pool + 24 * 1024;
         let most = most + if client.shim.is_some() { SEND_MAX } else { 0 };
-        assert!(client.to_client.owed() <= most, "client {index} is owed {} bytes", client.to_client.owed());
+        if !client.spilling {
+            assert!(client.to_client.owed() <= most, "client {index} is owed {} bytes", client.to_client.owed());
+        }
         let cuts = 1 + client.to_agent.owed() / self.shape.tuning.agent_frame_max as usize;
         let bound = client.input_bound();
         let most = bound + 4 * self.shape.to_agent.bytes() * 2 + 24 * 1024 + cuts * 12;
@@ -160,7 +163,12 @@ impl World {
         for &(index, agent_blocked, client_paused) in held {
             let client = &self.clients[index];
             let agent = &self.agents[client.agent];
-            if matches!(at, At::Client(_)) && agent_blocked && !agent.reported_blocked && client.hears {
+            if matches!(at, At::Client(_))
+                && agent_blocked
+                && !agent.reported_blocked
+                && client.hears
+                && !client.spilling
+            {
                 let (owed, most) = (&client.to_client, self.shape.tuning.session_buffer / 2);
                 assert!(owed.whole() == 0 || owed.owed() <= most, "client {index} is owed too much to go on");
             }
@@ -189,6 +197,7 @@ impl World {
             assert!(!self.agents[client.agent].doomed, "client {index} outlives its agent and is owed nothing");
         }
         assert!(self.orphans.is_empty() && self.refs() == 0, "receive buffers held at rest");
+        self.check_no_spills();
     }
 
     fn refs(&self) -> usize {
@@ -203,6 +212,7 @@ impl World {
         assert!(self.clients.iter().all(|client| client.reported_ended), "a session has not ended");
         assert!(self.agents.iter().all(|agent| agent.reported_ended), "a link has not ended");
         assert!(self.links.is_empty() && self.sessions.is_empty());
+        self.check_no_spills();
     }
 
     /// Bytes the far end of a peer has been sent.

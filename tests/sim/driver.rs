@@ -36,6 +36,7 @@ impl World {
                 socket.watched = true;
             }
             Effect::Close(peer) => self.close(self.at(peer)),
+            Effect::Spill(session, op) => self.spill(session, op),
             Effect::Report(report) => self.report(report),
         }
     }
@@ -133,6 +134,9 @@ impl World {
                 let agent = self.agents.iter_mut().find(|agent| agent.vm == vm).expect("a VM of ours");
                 assert!(agent.reported_blocked, "unblocked, and was not blocked");
                 agent.reported_blocked = false;
+            }
+            Report::SpillBegan { base, .. } | Report::SpillStopped { base, .. } | Report::SpillEnded { base, .. } => {
+                assert!(self.shape.disk.is_some() && self.seqs.contains_key(&base.0), "nothing can spill");
             }
             other => self.report_of_shim(other),
         }

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 
 use ringway::buf::BufView;
 use ringway::relay::{LinkId, SessionId};
+use ringway::wire::SlowReader;
 
 use crate::kernel::UNIX_PIECE;
 use crate::model::{Owed, Reader};
@@ -175,6 +176,9 @@ pub(crate) struct Client {
     pub(crate) hears: bool,
     /// What it sends goes to the agent.
     pub(crate) speaks: bool,
+    /// Its output goes to a file.
+    pub(crate) spilling: bool,
+    pub(crate) slow_reader: SlowReader,
     /// It has reason to be closed.
     pub(crate) doomed: bool,
     pub(crate) reported_ended: bool,

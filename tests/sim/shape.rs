@@ -5,6 +5,7 @@
 use crate::kernel::UNIX_PIECE;
 use ringway::relay::Tuning;
 
+use crate::disk::DiskShape;
 use crate::leases::GroupShape;
 use crate::random::Random;
 
@@ -55,6 +56,8 @@ pub(crate) struct Shape {
     pub(crate) stalls: usize,
     /// Percent of completions there are that one turn reaps, at least one.
     pub(crate) reap: usize,
+    /// Where output spills; `None`: nowhere.
+    pub(crate) disk: Option<DiskShape>,
 }
 
 impl Shape {
@@ -86,6 +89,7 @@ impl Shape {
             calm: 1_000_000,
             stalls: 0,
             reap: 100,
+            disk: None,
         }
     }
 
@@ -117,6 +121,7 @@ impl Shape {
             calm: random.pick(&[30, 150, 150, 1_000]),
             stalls: random.pick(&[0, 5, 15]),
             reap: random.pick(&[20, 60, 100, 100]),
+            disk: random.percent(60).then(|| DiskShape::random(random)),
         }
     }
 }

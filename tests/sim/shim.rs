@@ -248,7 +248,8 @@ impl Client {
         let owed = self.to_client.whole() + replies;
         let is_more = self.socket.send.as_ref().is_some_and(|send| owed >= send.total + SEND_MAX);
         let is_given_up = self.shim.as_ref().is_some_and(|shim| shim.released);
-        (self.socket.is_blocked() || is_more) && !is_given_up
+        let is_kept = self.shim.as_ref().is_some_and(|shim| shim.connection.is_none() || shim.deaf);
+        (self.socket.is_blocked() || is_more || (self.spilling && !is_kept)) && !is_given_up
     }
 
     /// The most it may owe its agent and be read.

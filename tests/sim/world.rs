@@ -9,9 +9,11 @@ use std::rc::Rc;
 
 use ringway::buf::{ChunkPool, Memory};
 use ringway::limits::{CC1_FRAME_MAX, CC2_FRAME_MAX};
-use ringway::relay::{Effect, Gone, LinkId, Peer, Plane, Sent, SessionId};
+use ringway::relay::{Effect, Gone, LinkId, Peer, Plane, Sent, SessionId, Spilled};
+use ringway::wire::SlowReader;
 use ringway::wire::hyper::StreamSeq;
 
+use crate::disk::{self, Disk};
 use crate::leases::SimLeases;
 use crate::model::{Owed, Reader};
 use crate::peers::{Agent, Arrival, At, Client, SendOp, Socket};
@@ -36,6 +38,7 @@ pub(crate) enum Step {
     Sent(At, Sent),
     Effect(Effect),
     Send(At, usize),
+    Spilled(usize, Spilled),
     Note(&'static str),
 }
 
@@ -62,6 +65,7 @@ pub(crate) struct World {
     pub(crate) starved: [VecDeque<At>; 2],
     /// Sends in flight of peers that were closed.
     pub(crate) orphans: Vec<SendOp>,
+    pub(crate) disk: Disk,
     pub(crate) saboteur: Saboteur,
     /// Things that happened, to tell a world at rest.
     pub(crate) progress: u64,
@@ -83,7 +87,8 @@ impl World {
         let leases = SimLeases::new(shape.to_client, shape.to_agent);
         World {
             random,
-            plane: Plane::new(shape.tuning),
+            plane: disk::plane(&shape),
+            disk: Disk::default(),
             shape,
             mem: Memory { leases, chunks: ChunkPool::default() },
             agents: Vec::new(),
@@ -184,6 +189,8 @@ impl World {
             to_agent: Owed::new(self.shape.tuning.agent_frame_max as usize),
             hears: true,
             speaks: true,
+            spilling: false,
+            slow_reader: SlowReader::Spill,
             doomed: false,
             reported_ended: false,
         });
@@ -209,6 +216,8 @@ impl World {
             to_agent: Owed::new(self.shape.tuning.agent_frame_max as usize),
             hears: true,
             speaks: false,
+            spilling: false,
+            slow_reader: SlowReader::Spill,
             doomed: false,
             reported_ended: false,
         });
@@ -222,6 +231,7 @@ impl World {
         (base..self.next_seq).for_each(|seq| assert!(self.seqs.insert(seq, index).is_none()));
         self.agents[client.agent].clients.push(index);
         self.clients.push(client);
+        self.choose_policy(index);
     }
 
     /// One turn of the shard: reap some completions, then send.
@@ -240,6 +250,7 @@ impl World {
             self.plane.relieve(&mut self.mem);
             self.progress += 1;
         }
+        self.run_disk();
         if self.turns.is_multiple_of(BEAT_EVERY) {
             self.beat();
         }
@@ -432,8 +443,13 @@ impl World {
 
     fn flush(&mut self) {
         self.flush_once();
-        if self.plane.give_up_stuck(&mut self.mem) {
+        let mut over = self.is_over_total();
+        while self.plane.carry_out_verdicts(&mut self.mem) {
+            self.expect_too_slow(over);
+            // A session that ends waits for what its agent is being sent; closing its socket ends the shard's wait.
+            self.agents.iter_mut().filter_map(|agent| agent.socket.send.as_mut()).for_each(|send| send.is_last = false);
             self.flush_once();
+            over = self.is_over_total();
         }
     }
 

@@ -1,6 +1,8 @@
 //! Protocol 2's payloads: golden JSON of all commands and answers, read as Go's decoder reads it; tokens.
 
 use proptest::prelude::*;
+use ringway::wire::SlowReader;
+use ringway::wire::cc1::AllocateIo;
 use ringway::wire::cc2::{
     AttachVm, ConnectShim, ErrorResponse, Hyper, IoBase, LogEntry, RegisterVm, Registered, SessionToken, Signal,
     TOKEN_LEN,
@@ -29,6 +31,7 @@ fn register(console: &str, streams: i64) -> RegisterVm {
         io_serial: "/run/io.sock".into(),
         console: console.into(),
         num_io_streams: streams,
+        slow_reader: None,
     }
 }
 
@@ -38,8 +41,15 @@ fn commands_have_their_json() {
     golden(&register("", 0), bare);
     let full = r#","console":"/run/console.sock","numIOStreams":2}"#;
     golden(&register("/run/console.sock", 2), &bare.replace('}', full));
-    golden(&AttachVm { container_id: "c".into(), num_io_streams: 1 }, r#"{"containerId":"c","numIOStreams":1}"#);
-    golden(&AttachVm { container_id: "c".into(), num_io_streams: 0 }, r#"{"containerId":"c"}"#);
+    golden(
+        &AttachVm { container_id: "c".into(), num_io_streams: 1, ..AttachVm::default() },
+        r#"{"containerId":"c","numIOStreams":1}"#,
+    );
+    golden(&AttachVm { container_id: "c".into(), num_io_streams: 0, ..AttachVm::default() }, r#"{"containerId":"c"}"#);
+    let blocks = AttachVm { slow_reader: Some(SlowReader::Block), ..AttachVm::default() };
+    golden(&blocks, r#"{"containerId":"","slowReader":"block"}"#);
+    let spills = AllocateIo { n_streams: 1, slow_reader: Some(SlowReader::Spill) };
+    golden(&spills, r#"{"nStreams":1,"slowReader":"spill"}"#);
     golden(&ConnectShim { token: TOKEN.into() }, &format!(r#"{{"token":"{TOKEN}"}}"#));
     golden(&Signal { signal_number: 15, columns: 0, rows: 0 }, r#"{"signalNumber":15}"#);
     golden(&Signal { signal_number: 28, columns: 80, rows: 24 }, r#"{"signalNumber":28,"columns":80,"rows":24}"#);
@@ -181,6 +191,7 @@ proptest! {
             io_serial: c.clone(),
             console: d.clone(),
             num_io_streams: n[0],
+            slow_reader: None,
         };
         prop_assert_eq!(read::<RegisterVm>(&serde_json::to_string(&register).expect("plain data")), register);
         let signal = Signal { signal_number: n[0], columns: n[1], rows: n[2] };

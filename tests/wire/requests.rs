@@ -78,7 +78,14 @@ fn built() -> [Request; 6] {
     let start =
         Hyper { hyper_name: "startpod".to_owned(), data: Some(RawValue::from_string(pod).expect("a JSON value")) };
     let ping = Hyper { hyper_name: "ping".to_owned(), data: None };
-    let payloads = [raw(&hello), raw(&vm()), raw(&AllocateIo { n_streams: 2 }), raw(&start), raw(&ping), raw(&vm())];
+    let payloads = [
+        raw(&hello),
+        raw(&vm()),
+        raw(&AllocateIo { n_streams: 2, ..AllocateIo::default() }),
+        raw(&start),
+        raw(&ping),
+        raw(&vm()),
+    ];
     let mut names = REQUESTS.iter();
     payloads.map(|data| Request { id: names.next().map(|&(id, _)| id.to_owned()).unwrap_or_default(), data })
 }
@@ -215,7 +222,7 @@ proptest! {
         prop_assert_eq!(&read.id, &request.id);
         let data = read.data.expect("as sent");
         prop_assert_eq!(serde_json::from_str::<Hello>(data.get()).expect("as sent"), hello);
-        let allocate = AllocateIo { n_streams: n };
+        let allocate = AllocateIo { n_streams: n, ..AllocateIo::default() };
         let text = raw(&allocate).expect("as built");
         prop_assert_eq!(serde_json::from_str::<AllocateIo>(text.get()).expect("as sent"), allocate);
     }

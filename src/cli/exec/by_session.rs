@@ -27,6 +27,7 @@ const LAST_WORDS: Duration = Duration::from_millis(200);
 pub(super) fn run(args: Args, signals: SignalFd) -> anyhow::Result<ExitCode> {
     let mut client = args.socket.client()?;
     let vm = show::plain(&args.vm);
+    client.set_slow_reader(args.slow_reader);
     client.attach(&args.vm).with_context(|| args.cannot_attach())?;
     let streams = if args.tty { 1 } else { 2 };
     let (io_base, fd) = client.allocate_io(streams).with_context(|| format!("no session at VM {vm}"))?;

@@ -36,6 +36,7 @@ pub(super) struct Attached {
 /// [`Error::Lost`] when the daemon does not serve protocol 2; else see [`Error`].
 pub(super) fn attach(args: &Args) -> client::Result<Attached> {
     let mut runtime = RuntimeClient::connect(args.socket.path())?;
+    runtime.set_slow_reader(args.slow_reader);
     let (_, mut tokens) = runtime.attach_vm(&args.vm, 1)?;
     let token = tokens.pop().ok_or_else(|| Error::Protocol("AttachVM was answered without a token".to_owned()))?;
     Ok(Attached { runtime, token })

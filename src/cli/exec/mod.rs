@@ -15,6 +15,7 @@ use anyhow::Context;
 
 use super::{ProxySocket, show};
 use crate::client::Error;
+use crate::wire::SlowReader;
 use crate::wire::hyper::{EnvVar, Process};
 
 /// Exit code for failures of ringway itself, apart from those of most commands.
@@ -68,6 +69,10 @@ pub struct Args {
     /// 1 if the daemon serves only that]
     #[arg(long, value_name = "1|2", hide_possible_values = true)]
     protocol: Option<Protocol>,
+    /// What the daemon does when output is not read: spill it to a file, block the VM, or disconnect [default: what
+    /// the daemon was told]
+    #[arg(long, value_name = "spill|block|disconnect")]
+    slow_reader: Option<SlowReader>,
     /// The command and its arguments
     #[arg(trailing_var_arg = true, required = true, value_name = "CMD")]
     command: Vec<String>,

@@ -57,7 +57,7 @@ const DAEMON_GAUGES: [DaemonNumber; 4] = [
     ("open_fds", "Descriptors open", |s| s.open_fds),
 ];
 
-const SHARD_COUNTERS: [ShardNumber; 7] = [
+const SHARD_COUNTERS: [ShardNumber; 12] = [
     ("shard_cpu_microseconds", "CPU time the shard's thread used, user and system", |s| s.cpu_us),
     ("turns", "Turns of the shard's loop", |s| s.turns),
     ("skipped_frames", "Frames from agents that no session wanted", |s| s.skipped_frames),
@@ -65,14 +65,21 @@ const SHARD_COUNTERS: [ShardNumber; 7] = [
     ("stale_completions", "Completions that matched no operation", |s| s.stale_completions),
     ("links_blocked", "Times a VM stopped being read because of a client", |s| s.links_blocked),
     ("faulty_peers", "Peers ended for breaking the protocol", |s| s.faulty_peers),
+    ("sessions_too_slow", "Sessions ended because their clients did not read", |s| s.sessions_too_slow),
+    ("spill_written_bytes", "Bytes written to spill files", |s| s.spill_written),
+    ("spill_read_bytes", "Bytes read back from spill files", |s| s.spill_read),
+    ("spill_full", "Times nothing more could be written to a spill file for want of space", |s| s.spill_full),
+    ("spill_errors", "Operations on spill files that failed for another reason", |s| s.spill_errors),
 ];
 
-const SHARD_GAUGES: [ShardNumber; 5] = [
+const SHARD_GAUGES: [ShardNumber; 7] = [
     ("load_permille", "Load measured over some seconds, thousandths of one CPU", |s| s.load_permille),
     ("expected_permille", "Load that new VMs are still expected to bring, likewise", |s| s.expected_permille),
     ("links", "VMs served", |s| s.links),
     ("sessions", "Sessions served", |s| s.sessions),
     ("chunks_in_use", "Chunks that hold what slow peers are owed", |s| s.chunks_in_use),
+    ("spilling", "Sessions whose output goes to a spill file", |s| s.spilling),
+    ("spill_bytes", "Bytes of space that spill files have", |s| s.spill_bytes),
 ];
 
 const DIRECTED_COUNTERS: [DirectedNumber; 2] = [
@@ -164,6 +171,8 @@ mod tests {
             "ringway_shard_cpu_microseconds_total{shard=\"1\"} 77",
             "ringway_load_permille{shard=\"0\"} 9",
             "ringway_expected_permille{shard=\"0\"} 0",
+            "ringway_spill_bytes{shard=\"1\"} 0",
+            "ringway_spill_written_bytes_total{shard=\"0\"} 0",
             "ringway_vm_blocked{vm=\"a\\\"b\"} 1",
             "# EOF",
         ] {

@@ -18,9 +18,9 @@ use super::{End, receive};
 use crate::coordinator::{Attendant, Backlog, Coordinator, Mover, Presence, RequestError, ShimLink, User, VmRef};
 use crate::limits::REFUSALS_LOGGED;
 use crate::os::fds::PeerCredentials;
-use crate::wire::DecodeError;
 use crate::wire::cc1::Hello;
 use crate::wire::cc2::{self, Command, Decoder, ErrorResponse, Frame, IoBase, Kind, LogEntry, RegisterVm, Registered};
+use crate::wire::{DecodeError, SlowReader};
 
 /// Serves a client whose first bytes are `bytes`, until it ends or is a shim.
 pub(super) async fn serve(stream: UnixStream, coordinator: Coordinator, visitor: Visitor, bytes: &[u8]) -> End {
@@ -209,7 +209,7 @@ impl Client {
             }
             Ask::Attach(named) => {
                 let vm = self.coordinator.attach(&named.container_id)?;
-                self.attached(vm, named.num_io_streams).await.map(Outcome::Done)
+                self.attached(vm, named.num_io_streams, named.slow_reader).await.map(Outcome::Done)
             }
             Ask::Hyper(asked) => {
                 let vm = self.about.vm.as_ref().ok_or(RequestError::NotAttached)?;
@@ -225,7 +225,7 @@ impl Client {
     }
 
     async fn register(&mut self, asked: RegisterVm) -> Result<Vec<u8>, Refusal> {
-        let RegisterVm { container_id, ctl_serial, io_serial, console, num_io_streams } = asked;
+        let RegisterVm { container_id, ctl_serial, io_serial, console, num_io_streams, slow_reader } = asked;
         // Before anything is connected: a registration that is refused leaves nothing behind.
         Coordinator::check_tokens(num_io_streams)?;
         let hello = Hello { container_id, ctl_serial, io_serial };
@@ -233,11 +233,11 @@ impl Client {
         if !console.is_empty() {
             self.coordinator.watch_console(&vm, &console, self.about.peer);
         }
-        self.attached(vm, num_io_streams).await
+        self.attached(vm, num_io_streams, slow_reader).await
     }
 
-    async fn attached(&mut self, vm: VmRef, tokens: i64) -> Result<Vec<u8>, Refusal> {
-        let tokens = self.coordinator.tokens(&vm, tokens, &self.about.user).await?;
+    async fn attached(&mut self, vm: VmRef, tokens: i64, slow_reader: Option<SlowReader>) -> Result<Vec<u8>, Refusal> {
+        let tokens = self.coordinator.tokens(&vm, tokens, &self.about.user, slow_reader).await?;
         self.about.vm = Some(vm);
         let registered = Registered { io: IoBase { url: self.coordinator.url(), tokens } };
         Ok(serde_json::to_vec(&registered).expect("plain data serializes"))

@@ -113,7 +113,8 @@ impl Connection {
 
     async fn allocate_io(&mut self, asked: &AllocateIo) -> Result<(u64, OwnedFd), Refusal> {
         let vm = self.vm.as_ref().ok_or(RequestError::NotAttached)?;
-        let (base, fd) = self.coordinator.allocate_io(vm, asked.n_streams, self.visitor.presence.user()).await?;
+        let user = self.visitor.presence.user();
+        let (base, fd) = self.coordinator.allocate_io(vm, asked.n_streams, user, asked.slow_reader).await?;
         Ok((base.0, fd))
     }
 

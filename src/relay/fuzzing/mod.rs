@@ -121,7 +121,7 @@ impl World {
     /// Ends a turn, as a shard does.
     fn turn(&mut self) {
         self.flush();
-        if self.plane.give_up_stuck(&mut self.mem) {
+        while self.plane.carry_out_verdicts(&mut self.mem) {
             self.carry_out();
             self.flush();
         }
@@ -155,6 +155,7 @@ impl World {
                     assert!(std::mem::replace(&mut socket.paused, false), "{peer:?} resumed and not paused");
                 }
                 Effect::ReceiveLess(_) => {}
+                Effect::Spill(..) => unreachable!("there is nowhere to spill to"),
                 Effect::WatchClose(session) => {
                     let socket = self.socket(self.at(Peer::Client(session)));
                     assert!(socket.ended, "watched for its end, and still sends");
@@ -231,6 +232,9 @@ impl World {
                 assert!(self.agents[agent].vm == vm && self.agents[agent].socket.paused);
             }
             Report::LinkUnblocked { .. } => {}
+            Report::SpillBegan { .. } | Report::SpillStopped { .. } | Report::SpillEnded { .. } => {
+                unreachable!("there is nowhere to spill to")
+            }
         }
     }
 
