@@ -1,6 +1,6 @@
 //! A slow client's output as a queue in three parts: the oldest in memory, then a file, then the newest in memory.
 //!
-//! [`Spill`] is the file's part and the oldest; the newest stays in the session's own outbox, so that what arrives is
+//! `Spill` is the file's part and the oldest; the newest stays in the session's own outbox, so that what arrives is
 //! owed as always. It says what to do with the file ([`SpillOp`]) and is told how that ended ([`Spilled`]); one write
 //! and one read are in flight at most. The asymmetry to know: what is written stays in memory until all of it is in the
 //! file, so a write that fails loses nothing; what is read is parsed into frames again, since these leave whole.

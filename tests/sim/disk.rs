@@ -280,7 +280,7 @@ impl World {
         for index in 0..self.clients.len() {
             let client = &self.clients[index];
             let ended = !client.reported_ended && !client.doomed && !alive.contains(&client.base);
-            if ended && client.slow_reader == SlowReader::Disconnect {
+            if ended && client.slow_reader == SlowReader::Disconnect && !self.is_stuck(index) {
                 let full = client.to_client.owed() >= self.shape.tuning.session_buffer;
                 assert!(full || over, "client {index} was ended below its bound");
                 self.expect_session_end(index);
