@@ -272,7 +272,8 @@ impl World {
         self.expect_client_death(index);
     }
 
-    /// Sessions that were to be ended for not reading are those that are owed too much, and no others.
+    /// Sessions that were to be ended for not reading are those that are owed too much, and no others: those of shims
+    /// that are stuck end for that.
     pub(crate) fn expect_too_slow(&mut self, over: bool) {
         let sessions = self.plane.status().into_iter().flat_map(|link| link.sessions);
         let alive = sessions.filter(|session| session.state != "leaving");
@@ -280,10 +281,12 @@ impl World {
         for index in 0..self.clients.len() {
             let client = &self.clients[index];
             let ended = !client.reported_ended && !client.doomed && !alive.contains(&client.base);
-            if ended && client.slow_reader == SlowReader::Disconnect && !self.is_stuck(index) {
-                let full = client.to_client.owed() >= self.shape.tuning.session_buffer;
-                assert!(full || over, "client {index} was ended below its bound");
-                self.expect_session_end(index);
+            if ended && client.slow_reader == SlowReader::Disconnect {
+                if over || client.to_client.owed() >= self.shape.tuning.session_buffer {
+                    self.expect_session_end(index);
+                } else {
+                    assert!(self.is_stuck(index), "client {index} was ended below its bound");
+                }
             }
         }
     }
