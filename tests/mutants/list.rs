@@ -18,6 +18,7 @@ const FRAMES: &str = "src/relay/frames.rs";
 const OUTBOX: &str = "src/relay/outbox.rs";
 const PLANE: &str = "src/relay/plane.rs";
 const SHIM: &str = "src/relay/shim.rs";
+const SLOW: &str = "src/relay/slow.rs";
 const TO_AGENT: &str = "src/relay/to_agent.rs";
 const TO_CLIENT: &str = "src/relay/to_client.rs";
 
@@ -57,7 +58,7 @@ pub(crate) const FAULTS: &[Fault] = &[
     ),
     fault(
         "lost wake-up: a link is not read again",
-        TO_CLIENT,
+        SLOW,
         "LinkUnblocked { vm: link.vm }));\n        }\n        ",
         "self.update_reading(link_id);",
         "",
@@ -95,7 +96,13 @@ pub(crate) const FAULTS: &[Fault] = &[
         "let _ = run;",
     ),
     // Borders.
-    fault("off by one in a split header", FRAMES, "taken: ", "FRAME_HEADER - kept", "FRAME_HEADER - kept - 1"),
+    fault(
+        "off by one in a split header",
+        FRAMES,
+        "let taken = ",
+        "FRAME_HEADER - u32::from(self.have)",
+        "FRAME_HEADER - u32::from(self.have) - 1",
+    ),
     fault("frames cut too long by a header", FRAMES, "", "self.left.min(max - FRAME_HEADER)", "self.left.min(max)"),
     fault("a run of frames longer than a send", FRAMES, "end as usize > ", "bytes.len().min(SEND_MAX)", "bytes.len()"),
     fault("a piece taken off by one", OUTBOX, "if ", "left < len", "left <= len"),
@@ -147,7 +154,7 @@ pub(crate) const FAULTS: &[Fault] = &[
         "a socket closed twice",
         PLANE,
         "if ",
-        "had_socket && !session.state.has_socket()",
+        "before.has_socket() && !session.state.has_socket()",
         "!session.state.has_socket()",
     ),
     // Order, bounds, turns.
@@ -161,9 +168,9 @@ pub(crate) const FAULTS: &[Fault] = &[
     fault("a session is not offered again", TO_AGENT, "session.queued = ", "session.to_agent.ready() > 0", "false"),
     fault(
         "no bound for a client that does not read",
-        TO_CLIENT,
+        SLOW,
         "let full = ",
-        "session.to_client.bytes() - tried >= self.tuning.session_buffer || over",
+        "session.to_client.bytes() - tried >= self.tuning.session_buffer",
         "false",
     ),
     fault(
@@ -175,7 +182,7 @@ pub(crate) const FAULTS: &[Fault] = &[
     ),
     fault(
         "a link is read again too early",
-        TO_CLIENT,
+        SLOW,
         "out.bytes() <= ",
         "self.tuning.session_buffer / 2",
         "self.tuning.session_buffer",

@@ -79,8 +79,11 @@ impl World {
             At::Agent(index) => self.some_seq(index),
             At::Client(index) => self.clients[index].base,
         };
-        let bytes = frame(seq, payload(&mut self.random, len));
-        self.socket(at).half.extend(bytes);
+        // Mostly one; sometimes a run of one session's.
+        for _ in 0..self.random.pick(&[1, 1, 1, 1, 1, 1, 1, 5]) {
+            let bytes = frame(seq, payload(&mut self.random, len));
+            self.socket(at).half.extend(bytes);
+        }
     }
 
     pub(crate) fn payload_len(&mut self, at: At) -> usize {
@@ -94,11 +97,11 @@ impl World {
         let len = match self.random.below(100) {
             0..10 => 0,
             10..25 => 1,
-            25..88 => self.random.below(usual + 1),
-            88..93 => self.random.below(usual * 3 + 1),
-            93..96 => cut,
-            96..98 => cut + 1,
-            98 => cut * 2 + self.random.below(3) - 1,
+            25..82 => self.random.below(usual + 1),
+            82..87 => self.random.below(usual * 3 + 1),
+            87..91 => cut,
+            91..96 => cut + 1,
+            96..99 => cut * 2 + self.random.below(3) - 1,
             _ => self.random.between(0, 30_000),
         };
         len.min(bound).min(PAYLOAD_MAX)
