@@ -57,9 +57,9 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let socket = address(&proxy).unwrap_or_else(|| config.socket.clone());
     let admin = Listener::bind(&config.admin_socket, ADMIN_MODE)?;
     let usage = Usage::open().context("reading about this process in /proc")?;
-    // Threads inherit it, so there must be none yet.
-    let own_sockets = [Some(&*config.admin_socket), owned.as_ref().map(|_| &*config.socket)];
     let spill = spill_place(&config)?;
+    let own_sockets = [Some(&*config.admin_socket), owned.as_ref().map(|_| &*config.socket)];
+    // Threads inherit it, so there must be none yet.
     layers.close_paths(own_sockets.into_iter().flatten(), spill.as_ref())?;
     let runtime = tokio_uring::Runtime::new(&runtime()).context("the coordinator's ring")?;
     let drop_capabilities = layers.close("capabilities", sandbox::check_capabilities)?;
